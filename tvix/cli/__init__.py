@@ -1,0 +1,1 @@
+"""The `tvix` command line: one file per verb, thin over the library."""

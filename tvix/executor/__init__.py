@@ -1,0 +1,1 @@
+"""Remote execution: actions in, results out. Knows no Nix."""

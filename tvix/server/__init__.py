@@ -1,0 +1,1 @@
+"""Assembles the parts into processes: configuration, supervision, HTTP, metrics."""
