@@ -5,6 +5,7 @@ the committed stubs are what the .proto files give.
 """
 
 import filecmp
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -21,8 +22,13 @@ def generate(destination: Path) -> list[Path]:
     sources = sorted(f"remote_apis/{path.name}" for path in HERE.glob("*.proto"))
     common_protos = Path(status_pb2.__file__).parent.parent.parent
     well_known = Path(grpc_tools.__file__).parent / "_proto"
+    # The package ships this file under another name than the one it registers.
+    operations = destination / "imports" / "google" / "longrunning" / "operations.proto"
+    operations.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(common_protos / "google" / "longrunning" / "operations_proto.proto", operations)
     arguments = [
         "protoc",
+        f"-I{destination / 'imports'}",
         f"-I{HERE.parent}",
         f"-I{common_protos}",
         f"-I{well_known}",
@@ -54,7 +60,9 @@ def stale_stubs() -> list[str]:
 def main() -> None:
     """Generate, or with --check compare."""
     if "--check" not in sys.argv[1:]:
-        generate(HERE.parent)
+        with tempfile.TemporaryDirectory() as scratch:
+            for path in generate(Path(scratch)):
+                shutil.copyfile(path, HERE / path.name)
         return
     stale = stale_stubs()
     if stale:

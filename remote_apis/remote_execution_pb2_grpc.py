@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from google.longrunning import operations_proto_pb2 as google_dot_longrunning_dot_operations__proto__pb2
+from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from remote_apis import remote_execution_pb2 as remote__apis_dot_remote__execution__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -39,12 +39,12 @@ class ExecutionStub:
         self.Execute = channel.unary_stream(
                 '/build.bazel.remote.execution.v2.Execution/Execute',
                 request_serializer=remote__apis_dot_remote__execution__pb2.ExecuteRequest.SerializeToString,
-                response_deserializer=google_dot_longrunning_dot_operations__proto__pb2.Operation.FromString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
         self.WaitExecution = channel.unary_stream(
                 '/build.bazel.remote.execution.v2.Execution/WaitExecution',
                 request_serializer=remote__apis_dot_remote__execution__pb2.WaitExecutionRequest.SerializeToString,
-                response_deserializer=google_dot_longrunning_dot_operations__proto__pb2.Operation.FromString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
 
 
@@ -70,12 +70,12 @@ def add_ExecutionServicer_to_server(servicer, server):
             'Execute': grpc.unary_stream_rpc_method_handler(
                     servicer.Execute,
                     request_deserializer=remote__apis_dot_remote__execution__pb2.ExecuteRequest.FromString,
-                    response_serializer=google_dot_longrunning_dot_operations__proto__pb2.Operation.SerializeToString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
             'WaitExecution': grpc.unary_stream_rpc_method_handler(
                     servicer.WaitExecution,
                     request_deserializer=remote__apis_dot_remote__execution__pb2.WaitExecutionRequest.FromString,
-                    response_serializer=google_dot_longrunning_dot_operations__proto__pb2.Operation.SerializeToString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -105,7 +105,7 @@ class Execution:
             target,
             '/build.bazel.remote.execution.v2.Execution/Execute',
             remote__apis_dot_remote__execution__pb2.ExecuteRequest.SerializeToString,
-            google_dot_longrunning_dot_operations__proto__pb2.Operation.FromString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,
@@ -132,7 +132,7 @@ class Execution:
             target,
             '/build.bazel.remote.execution.v2.Execution/WaitExecution',
             remote__apis_dot_remote__execution__pb2.WaitExecutionRequest.SerializeToString,
-            google_dot_longrunning_dot_operations__proto__pb2.Operation.FromString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,7 +6,7 @@ public API up to 2.12; the spec is at github.com/bazelbuild/remote-apis.
 """
 
 from collections import abc as _abc
-from google.longrunning import operations_proto_pb2 as _operations_proto_pb2
+from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
 from remote_apis import remote_execution_pb2 as _remote_execution_pb2
 import abc as _abc_1
@@ -36,16 +36,16 @@ class ExecutionStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ExecutionAsyncStub: ...
-    Execute: _grpc.UnaryStreamMultiCallable[_remote_execution_pb2.ExecuteRequest, _operations_proto_pb2.Operation]
-    WaitExecution: _grpc.UnaryStreamMultiCallable[_remote_execution_pb2.WaitExecutionRequest, _operations_proto_pb2.Operation]
+    Execute: _grpc.UnaryStreamMultiCallable[_remote_execution_pb2.ExecuteRequest, _operations_pb2.Operation]
+    WaitExecution: _grpc.UnaryStreamMultiCallable[_remote_execution_pb2.WaitExecutionRequest, _operations_pb2.Operation]
 
 @_typing.type_check_only
 class ExecutionAsyncStub(ExecutionStub):
     """Runs actions."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Execute: _aio.UnaryStreamMultiCallable[_remote_execution_pb2.ExecuteRequest, _operations_proto_pb2.Operation]  # type: ignore[assignment]
-    WaitExecution: _aio.UnaryStreamMultiCallable[_remote_execution_pb2.WaitExecutionRequest, _operations_proto_pb2.Operation]  # type: ignore[assignment]
+    Execute: _aio.UnaryStreamMultiCallable[_remote_execution_pb2.ExecuteRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    WaitExecution: _aio.UnaryStreamMultiCallable[_remote_execution_pb2.WaitExecutionRequest, _operations_pb2.Operation]  # type: ignore[assignment]
 
 class ExecutionServicer(metaclass=_abc_1.ABCMeta):
     """Runs actions."""
@@ -55,14 +55,14 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _remote_execution_pb2.ExecuteRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_operations_proto_pb2.Operation], _abc.AsyncIterator[_operations_proto_pb2.Operation]]: ...
+    ) -> _typing.Union[_abc.Iterator[_operations_pb2.Operation], _abc.AsyncIterator[_operations_pb2.Operation]]: ...
 
     @_abc_1.abstractmethod
     def WaitExecution(
         self,
         request: _remote_execution_pb2.WaitExecutionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_operations_proto_pb2.Operation], _abc.AsyncIterator[_operations_proto_pb2.Operation]]: ...
+    ) -> _typing.Union[_abc.Iterator[_operations_pb2.Operation], _abc.AsyncIterator[_operations_pb2.Operation]]: ...
 
 def add_ExecutionServicer_to_server(servicer: ExecutionServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

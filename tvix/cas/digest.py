@@ -37,7 +37,7 @@ class Hasher(Protocol):
 class FunctionInfo(NamedTuple):
     """What there is to know of a digest function."""
 
-    wire: re_pb2.DigestFunction.ValueType
+    wire: re_pb2.DigestFunction.Value.ValueType
     hex_length: int
     new: Callable[[], Hasher]
     named_in_resources: bool
@@ -110,7 +110,7 @@ def function_from_wire(value: int, hash_hex: str, *, field: str = "digest_functi
     return function
 
 
-def function_to_wire(function: DigestFunction) -> re_pb2.DigestFunction.ValueType:
+def function_to_wire(function: DigestFunction) -> re_pb2.DigestFunction.Value.ValueType:
     """Return the enum value of a function."""
     return FUNCTIONS[function].wire
 
