@@ -1,0 +1,89 @@
+"""A worker's scratch folder: one subfolder per action, all of it removable at any time. Blocking calls.
+
+A killed predecessor leaves subfolders and, when it had no mount namespace of its own, mounts; `claim` clears
+both. Does not know what the subfolders hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from tvix.executor.mounts import detach, mounts_below
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def run_blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call `function` in a thread and, when cancelled, let it end before the cancellation goes on.
+
+    So that what comes after, removing a folder for instance, does not race with it.
+    """
+    call = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        await asyncio.wait([call])
+        if not call.cancelled():
+            call.exception()
+        raise
+
+
+class Scratch:
+    """Hands out empty subfolders of `folder`, which belongs to one process at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._numbers = itertools.count(1)
+
+    def __repr__(self) -> str:
+        return f"<Scratch {self.folder}>"
+
+    def claim(self) -> None:
+        """Make the folder and clear what a predecessor left: mounts first, since files lie beneath them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = self.folder.resolve()
+        self.folder.chmod(0o755)
+        for mountpoint in mounts_below(self.folder):
+            detach(mountpoint)
+        for leftover in self.folder.iterdir():
+            remove_tree(leftover)
+
+    def new(self, kind: str) -> Path:
+        """Return a new empty folder, named after `kind` and a number."""
+        path = self.folder / f"{kind}-{next(self._numbers)}"
+        path.mkdir()
+        return path
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or a folder with all below it, also where an action took permissions away.
+
+    Absence is fine. Raises OSError when something cannot be removed, a mount point for instance.
+    """
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except PermissionError:
+        _grant(path)
+        shutil.rmtree(path)
+
+
+def _grant(path: Path) -> None:
+    # Top down: a folder must be readable before its children are seen.
+    path.chmod(0o700)
+    for parent, names, _ in os.walk(path):
+        for name in names:
+            child = Path(parent, name)
+            if not child.is_symlink():
+                child.chmod(0o700)
