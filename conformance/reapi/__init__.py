@@ -1,0 +1,1 @@
+"""A table of cases for any Remote Execution API server: `python -m conformance.reapi grpc://HOST:PORT`."""
