@@ -12,10 +12,12 @@ import time
 class LineFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.123Z INFO front-0 call=… failed`; a traceback follows on lines of its own."""
 
-    converter = time.gmtime
-
     def __init__(self, process_name: str) -> None:
-        super().__init__(f"%(asctime)s.%(msecs)03dZ %(levelname)s {process_name} %(message)s", "%Y-%m-%dT%H:%M:%S")
+        super().__init__(f"%(asctime)s %(levelname)s {process_name} %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """Return the event's time in UTC."""
+        return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
 
 
 def set_up_logging(process_name: str, level: str) -> None:

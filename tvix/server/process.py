@@ -32,10 +32,11 @@ class Process:
         self.ready = asyncio.Event()
         """Set while the child serves."""
         self.ended = asyncio.Event()
-        """Set once the child is gone for good."""
+        """Set while the child neither runs nor will be started again."""
         self._module = module
         self._environment = environment
         self._inherited = inherited
+        self.ended.set()
         self._stop = asyncio.Event()
         self._running: asyncio.subprocess.Process | None = None
 
@@ -54,6 +55,7 @@ class Process:
         """
         backoff_seconds = FIRST_BACKOFF_SECONDS
         served = False
+        self.ended.clear()
         try:
             while not self._stop.is_set():
                 started = time.monotonic()
@@ -86,6 +88,8 @@ class Process:
         )
         assert process.stdin
         assert process.stdout
+        if self._stop.is_set():  # said while the child was being started
+            process.terminate()
         try:
             with contextlib.suppress(ConnectionError):
                 process.stdin.write(self.assignment.model_dump_json().encode() + b"\n")
