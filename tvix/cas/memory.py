@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Collection, Sequence
 
-from tvix.cas.digest import Digest, digest_of
+from tvix.cas.digest import EMPTY, Digest, digest_of
 from tvix.cas.interfaces import CHUNK_BYTES, BlobStore, K, RecordStore, V
 from tvix.errors import BlobNotFound, DigestMismatch, OutOfRange, TvixError
 
@@ -19,10 +19,10 @@ class MemoryBlobStore(BlobStore):
         return f"<MemoryBlobStore {len(self.blobs)} blobs>"
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
-        return {digest for digest in digests if digest.size_bytes and digest not in self.blobs}
+        return {digest for digest in digests if digest not in self.blobs and digest != EMPTY[digest.function]}
 
     def _get(self, digest: Digest) -> bytes | None:
-        return self.blobs.get(digest) if digest.size_bytes else b""
+        return b"" if digest == EMPTY[digest.function] else self.blobs.get(digest)
 
     async def read(self, digest: Digest, *, offset: int = 0, limit: int | None = None) -> AsyncGenerator[bytes, None]:
         data = self._get(digest)
@@ -30,7 +30,7 @@ class MemoryBlobStore(BlobStore):
             raise BlobNotFound(digest)
         if not 0 <= offset <= len(data):
             raise OutOfRange(f"offset {offset} is outside blob {digest}")
-        end = len(data) if limit is None else min(len(data), offset + limit)
+        end = len(data) if limit is None else min(len(data), offset + max(0, limit))
         for start in range(offset, end, CHUNK_BYTES):
             yield data[start : min(end, start + CHUNK_BYTES)]
 
@@ -42,7 +42,7 @@ class MemoryBlobStore(BlobStore):
         actual = digest_of(data, digest.function)
         if actual != digest:
             raise DigestMismatch(digest, actual)
-        self.blobs[digest] = data
+        self.blobs.setdefault(digest, data)
 
     async def get_many(self, digests: Sequence[Digest]) -> list[bytes | None]:
         return [self._get(digest) for digest in digests]
