@@ -55,13 +55,6 @@ class CopiedRoot(OpenRoot):
     def __repr__(self) -> str:
         return f"<CopiedRoot {self.path}>"
 
-    def missing(self) -> frozenset[Digest]:
-        """Return nothing: whatever is absent was found out when the root was opened."""
-        return frozenset()
-
-    def check(self) -> None:
-        """Return: a copy does not fail while it is in use."""
-
 
 class _File(NamedTuple):
     path: str
