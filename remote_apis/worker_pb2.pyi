@@ -366,3 +366,44 @@ class Draining(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Draining: _TypeAlias = Draining  # noqa: Y015
+
+@_typing.final
+class ResourceUsage(_message.Message):
+    """What a command used, as far as the worker could tell; 0 where it could not. Stands in
+    ExecutedActionMetadata.auxiliary_metadata.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALL_SECONDS_FIELD_NUMBER: _builtins.int
+    USER_SECONDS_FIELD_NUMBER: _builtins.int
+    SYSTEM_SECONDS_FIELD_NUMBER: _builtins.int
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PEAK_PROCESSES_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
+    wall_seconds: _builtins.float
+    user_seconds: _builtins.float
+    system_seconds: _builtins.float
+    peak_memory_bytes: _builtins.int
+    peak_processes: _builtins.int
+    read_bytes: _builtins.int
+    written_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        wall_seconds: _builtins.float = ...,
+        user_seconds: _builtins.float = ...,
+        system_seconds: _builtins.float = ...,
+        peak_memory_bytes: _builtins.int = ...,
+        peak_processes: _builtins.int = ...,
+        read_bytes: _builtins.int = ...,
+        written_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peak_memory_bytes", b"peak_memory_bytes", "peak_processes", b"peak_processes", "read_bytes", b"read_bytes", "system_seconds", b"system_seconds", "user_seconds", b"user_seconds", "wall_seconds", b"wall_seconds", "written_bytes", b"written_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResourceUsage: _TypeAlias = ResourceUsage  # noqa: Y015

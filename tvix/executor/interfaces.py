@@ -67,6 +67,17 @@ class OpenRoot(ABC):
     path: Path
     """The directory that holds the input root's contents, writable, private to one action."""
 
+    def missing(self) -> frozenset[Digest]:
+        """Return the inputs that were asked for so far and that the store did not have.
+
+        The process that asked saw an I/O error, so nothing that it made can be trusted.
+        """
+        return frozenset()
+
+    def check(self) -> None:
+        """Raise Unavailable when the root stopped working while it was in use."""
+        return None
+
 
 class BuildRoot(ABC):
     """Makes input trees visible as directories. One instance serves all actions of a worker."""
@@ -156,6 +167,7 @@ class Sandbox(ABC):
         """Run to the end, or until `limits.wall_seconds`, then kill the whole tree. When cancelled,
         kill the whole tree before passing the cancellation on.
 
-        Raises FailedPrecondition when the command cannot be started (not found, not executable),
-        Unavailable when the sandbox itself fails.
+        A command that is not found or not executable ends like in a shell: exit code 127 or 126 and a line
+        on `stderr`. Raises Unavailable when the sandbox itself fails, FailedPrecondition when it cannot do
+        what `process` asks for.
         """

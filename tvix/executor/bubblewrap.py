@@ -1,0 +1,273 @@
+"""The sandbox made by bubblewrap (`bwrap`): namespaces for processes, mounts, IPC, host name, users
+and, unless asked otherwise, network.
+
+Nothing of the host is seen but what is named here. With host tools, its system folders and the few
+files of /etc that programs cannot do without are there, read-only, and the input root is writable at
+`BUILD_DIRECTORY`. With the input root as `/`, only that. In both, /dev holds the harmless nodes only,
+/proc shows the sandbox's own processes, /tmp is private and empty, loopback is up.
+
+Works as root and unprivileged. Always in a user namespace: the command holds no capability, whatever
+user it believes to be. As bwrap is the first process of the new process namespace, its death is the
+death of everything in it; it dies with us (`--die-with-parent`), kill -9 included.
+
+The command's environment is exact but for PWD, which is its working directory unless it sets another.
+The environment never becomes bwrap's own: LD_PRELOAD would run outside the sandbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvix.errors import FailedPrecondition, Unavailable
+from tvix.executor.interfaces import Exit, Output, Process, Profile, Sandbox, Usage
+from tvix.executor.sandbox import (
+    Ended,
+    Program,
+    kill_process,
+    parent_of,
+    prepare_process,
+    reap_orphan,
+    report_unstartable,
+    run_program,
+    usage_from_rusage,
+)
+
+BUILD_DIRECTORY = "/build"
+"""Where the input root is when the host's tools are used; the same for every action and worker."""
+
+HOST_NAME = "tvix"
+SYSTEM_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix/store")
+SYSTEM_FILES = (
+    "alternatives",
+    "ca-certificates",
+    "ca-certificates.conf",
+    "group",
+    "host.conf",
+    "hosts",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "mime.types",
+    "nsswitch.conf",
+    "passwd",
+    "perl",
+    "pki",
+    "protocols",
+    "services",
+    "ssl",
+    "timezone",
+)
+"""Of /etc. `resolv.conf` comes on top when the network is on."""
+_STATUS_FD = 9
+_MAX_BWRAP_ARGUMENTS = 9000
+"""bwrap 0.8 refuses more."""
+
+
+@dataclass(frozen=True, slots=True)
+class BubblewrapConfig:
+    """How the sandbox is set up."""
+
+    program: str = "bwrap"
+    """A name looked up in PATH, or a path."""
+    extra_read_only: tuple[str, ...] = ()
+    """More paths of the host that commands using its tools may read."""
+    build_directory: str = BUILD_DIRECTORY
+
+
+class BubblewrapSandbox(Sandbox):
+    """Runs each process in a bubblewrap of its own. See the module."""
+
+    name = "bubblewrap"
+
+    def __init__(self, config: BubblewrapConfig | None = None) -> None:
+        self._config = config or BubblewrapConfig()
+        program = shutil.which(self._config.program)
+        if program is None:
+            raise FailedPrecondition(
+                f"sandbox program {self._config.program!r} is not installed; "
+                "install bubblewrap or choose another sandbox"
+            )
+        self._program = os.path.realpath(program)
+        prepare_process()
+        self._host_tools = self._host_tools_arguments()
+
+    def __repr__(self) -> str:
+        return f"<BubblewrapSandbox {self._program}>"
+
+    def _host_tools_arguments(self) -> tuple[str, ...]:
+        arguments: list[str] = []
+        for directory in (*SYSTEM_DIRECTORIES, *self._config.extra_read_only):
+            if os.path.islink(directory):
+                arguments += ("--symlink", os.readlink(directory), directory)
+            elif os.path.exists(directory):
+                arguments += ("--ro-bind", directory, directory)
+        for name in SYSTEM_FILES:
+            if os.path.exists(f"/etc/{name}"):
+                arguments += ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
+        return tuple(arguments)
+
+    async def run(self, process: Process, stdout: Output, stderr: Output) -> Exit:
+        with contextlib.ExitStack() as cleanup:
+            status = os.memfd_create("status")
+            cleanup.callback(os.close, status)
+            if process.profile is Profile.INPUT_ROOT:
+                cleanup.enter_context(mount_points(process.root))
+            errors = _HeldBackErrors(stderr)
+            program = Program(self._arguments(process), inherited={_STATUS_FD: status})
+            try:
+                ended = await run_program(
+                    program,
+                    stdout,
+                    errors,
+                    wall_seconds=process.limits.wall_seconds,
+                    kill=lambda pid: _kill_sandbox(pid, status),
+                )
+            finally:
+                # bwrap does not wait for the first process of the namespace, with which the others end.
+                first = _read_status(status).get("child-pid")
+                rusage = await reap_orphan(first) if first is not None else None
+            usage = usage_from_rusage(ended.wall_seconds, rusage)
+            return _exit(process, ended, usage, _read_status(status), errors, stderr)
+
+    def _arguments(self, process: Process) -> list[str]:
+        arguments = [self._program]
+        if process.profile is Profile.INPUT_ROOT:
+            working_root = "/"
+            arguments += ("--bind", str(process.root), "/")
+        else:
+            working_root = self._config.build_directory
+            arguments += self._host_tools
+            if process.network:
+                arguments += ("--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf")
+            arguments += ("--bind", str(process.root), working_root)
+        arguments += ("--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp")
+        arguments += ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
+        if not process.network:
+            arguments.append("--unshare-net")
+        arguments += ("--hostname", HOST_NAME, "--die-with-parent", "--new-session", "--cap-drop", "ALL")
+        arguments += ("--json-status-fd", str(_STATUS_FD))
+        if process.uid is not None:
+            arguments += ("--uid", str(process.uid))
+        if process.gid is not None:
+            arguments += ("--gid", str(process.gid))
+        directory = os.path.join(working_root, process.working_directory) if process.working_directory else working_root
+        arguments += ("--chdir", directory)
+        for name, value in process.environment.items():
+            arguments += ("--setenv", name, value)
+        arguments.append("--")
+        arguments += _trampoline(process, directory)
+        arguments += process.arguments
+        if len(arguments) > _MAX_BWRAP_ARGUMENTS:
+            raise FailedPrecondition(
+                f"the command has {len(process.arguments)} arguments; bubblewrap takes {_MAX_BWRAP_ARGUMENTS} in all: "
+                "use a parameter file, or the oci sandbox"
+            )
+        return arguments
+
+
+def _trampoline(process: Process, directory: str) -> tuple[str, ...]:
+    """Return what to put before a command that sets its own PWD, which bwrap would overwrite.
+
+    Bazel's C++ toolchains do, for reproducible debug information.
+    """
+    value = process.environment.get("PWD")
+    if value is None or value == directory:
+        return ()
+    top = str(process.root) if process.profile is Profile.INPUT_ROOT else ""
+    for path in ("/usr/bin/env", "/bin/env"):
+        if os.path.lexists(top + path):
+            return (path, f"PWD={value}")
+    return ()
+
+
+@contextlib.contextmanager
+def mount_points(root: Path) -> Iterator[None]:
+    """Provide dev, proc and tmp in an input root; those that were not there are gone afterwards,
+    so that they are not taken for outputs."""
+    made = []
+    for name in ("dev", "proc", "tmp"):
+        path = root / name
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            path.mkdir()
+            made.append(path)
+        else:
+            if not stat.S_ISDIR(mode):
+                raise FailedPrecondition(f"input root: {name!r} is not a directory; it must be one to be mounted on")
+    try:
+        yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+class _HeldBackErrors:
+    """Passes stderr on, but holds back what looks like bwrap's own message until we know who wrote it."""
+
+    _PREFIX = b"bwrap: "
+    _MAX_BYTES = 4096
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._passing = False
+        self.held = b""
+
+    def write(self, chunk: bytes) -> None:
+        if self._passing:
+            self._output.write(chunk)
+            return
+        self.held += chunk
+        start = self.held[: len(self._PREFIX)]
+        if len(self.held) > self._MAX_BYTES or not self._PREFIX.startswith(start):
+            self.release()
+
+    def release(self) -> None:
+        """Pass on what was held: it is the command's."""
+        self._passing = True
+        if self.held:
+            self._output.write(self.held)
+            self.held = b""
+
+
+def _exit(
+    process: Process, ended: Ended, usage: Usage, status: Mapping[str, int], errors: _HeldBackErrors, stderr: Output
+) -> Exit:
+    """Return how the command ended; Unavailable when it never began because bwrap failed."""
+    if "exit-code" in status or ended.timed_out:
+        errors.release()
+        return Exit(ended.exit_code, ended.timed_out, False, usage)
+    # bwrap tells the exit code only of a command that it did start.
+    message = errors.held.decode(errors="replace").strip()
+    if not message.startswith("bwrap: execvp "):
+        raise Unavailable(f"bubblewrap failed with exit code {ended.exit_code}: {message or 'without a message'}")
+    return Exit(report_unstartable(process, message, stderr), False, False, usage)
+
+
+def _read_status(descriptor: int) -> dict[str, int]:
+    status: dict[str, int] = {}
+    for line in os.pread(descriptor, 4096, 0).splitlines():
+        with contextlib.suppress(ValueError):
+            status.update(json.loads(line))
+    return status
+
+
+def _kill_sandbox(pid: int, status_descriptor: int) -> None:
+    """Kill the first process of the sandbox's process namespace; bwrap itself ends when all are gone.
+
+    Before that process exists bwrap is killed, which takes what it has begun with it.
+    """
+    first = _read_status(status_descriptor).get("child-pid")
+    if first is not None and parent_of(first) == pid:
+        kill_process(first)
+    else:
+        kill_process(pid)
