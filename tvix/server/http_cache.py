@@ -20,6 +20,7 @@ from aiohttp import web
 from google.protobuf.message import DecodeError
 
 from remote_apis import remote_execution_pb2 as re_pb2
+from tvix.cas.action_result import check_action_result
 from tvix.cas.digest import FUNCTIONS, Digest, DigestFunction, function_from_wire, make_digest
 from tvix.cas.interfaces import CHUNK_BYTES, ActionCache, ActionKey, BlobStore
 from tvix.cas.resource_names import check_instance_name
@@ -171,28 +172,10 @@ class HttpCache:
             result = re_pb2.ActionResult.FromString(await request.read())
         except DecodeError as error:
             raise InvalidInput(f"the body is not an ActionResult: {error}") from error
-        check_result(result, name.function)
+        check_action_result(result, Digest(name.function, name.hash, 0), "")
         for key in self._keys(name):
             await self._actions.put(key, result)
         return web.Response(status=200)
-
-
-def check_result(result: re_pb2.ActionResult, function: DigestFunction) -> None:
-    """Raise InvalidInput unless all digests of a result are well-formed and its paths relative."""
-    for index, file in enumerate(result.output_files):
-        _check_output(f"output_files[{index}]", file.path, file.digest, function)
-    for index, directory in enumerate(result.output_directories):
-        _check_output(f"output_directories[{index}]", directory.path, directory.tree_digest, function)
-    for field in ("stdout_digest", "stderr_digest"):
-        if result.HasField(field):
-            digest = getattr(result, field)
-            make_digest(function, digest.hash, digest.size_bytes, field=field)
-
-
-def _check_output(field: str, path: str, digest: re_pb2.Digest, function: DigestFunction) -> None:
-    if path.startswith("/"):
-        raise InvalidInput(f"{field}.path: {path!r} is absolute", field=f"{field}.path")
-    make_digest(function, digest.hash, digest.size_bytes, field=f"{field}.digest")
 
 
 async def _body(request: web.Request) -> AsyncGenerator[bytes, None]:

@@ -1,0 +1,115 @@
+"""A front process: all gRPC services and HTTP, on ports shared with the other fronts.
+
+The data services work on the stores right here; Execution, Operations, WorkerService and Admin are passed on to
+the scheduler process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from contextlib import AsyncExitStack
+
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_reflection.v1alpha import reflection
+
+from tvix.cas.capabilities import CapabilitiesConfig
+from tvix.cas.services import CasServices, add_cas_services
+from tvix.http2.server import GrpcServer
+from tvix.server import passthrough
+from tvix.server.child import Child, run_child
+from tvix.server.hash_lookup import HashLookup
+from tvix.server.http import HttpServer
+from tvix.server.http_cache import HttpCache
+from tvix.server.metrics import CallMeter, note_process
+from tvix.server.passthrough import Passthrough
+from tvix.server.stores import Stores, open_stores
+
+DATA_SERVICES = (
+    "build.bazel.remote.execution.v2.Capabilities",
+    "build.bazel.remote.execution.v2.ContentAddressableStorage",
+    "build.bazel.remote.execution.v2.ActionCache",
+    "google.bytestream.ByteStream",
+)
+EXECUTION_SERVICES = (passthrough.EXECUTION, passthrough.OPERATIONS)
+
+
+class Front:
+    """Everything that one front process serves."""
+
+    def __init__(self, child: Child, stores: Stores) -> None:
+        self._child = child
+        self._meter = CallMeter()
+        self._health = HealthServicer()
+        self._server = GrpcServer(observe=self._meter.observe)
+        self._passthrough = Passthrough(child.config.state.scheduler_target)
+        execution = child.config.execution.enabled
+        services = CasServices(
+            stores.blobs,
+            stores.actions,
+            CapabilitiesConfig(execution=execution),
+            chunk_lists=stores.chunk_lists,
+        )
+        self._uploads = add_cas_services(self._server, services)
+        self._server.add_generic_rpc_handlers((self._passthrough,))
+        self._names = [*DATA_SERVICES, *(EXECUTION_SERVICES if execution else ())]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [*self._names, "grpc.health.v1.Health", reflection.SERVICE_NAME], self._server
+        )
+        cache = HttpCache(stores.blobs, stores.actions, HashLookup(stores.blobs).find)
+        self._http = HttpServer(cache, is_serving=lambda: not child.draining.is_set())
+
+    async def serve(self) -> None:
+        """Serve until told to stop, then drain."""
+        assignment = self._child.assignment
+        for name in self._names:
+            await self._health.set(name, HealthCheckResponse.SERVING)
+        self._server.add_port(assignment.config.server.grpc.host, assignment.grpc_port, share=True)
+        await self._server.start()
+        await self._http.start(socket.socket(fileno=assignment.http_fd))
+        async with asyncio.TaskGroup() as tasks:
+            metering = tasks.create_task(self._meter_process())
+            self._child.ready()
+            await self._child.draining.wait()
+            await self._drain()
+            metering.cancel()
+
+    async def _drain(self) -> None:
+        await self._health.enter_graceful_shutdown()
+        stopping = asyncio.ensure_future(self._server.stop(self._child.config.server.drain_seconds))
+        hurried = asyncio.ensure_future(self._child.hurried.wait())
+        await asyncio.wait([stopping, hurried], return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            await self._server.stop(None)
+        hurried.cancel()
+        await asyncio.gather(stopping, hurried, return_exceptions=True)
+        await self._http.stop()
+        await self._uploads.close()
+        await self._passthrough.close()
+
+    async def _meter_process(self) -> None:
+        started = time.time()
+        try:
+            while True:
+                self._meter.flush()
+                note_process(self._child.assignment.name, started)
+                await asyncio.sleep(1.0)
+        finally:
+            self._meter.flush()
+
+
+async def main(child: Child) -> None:
+    """Run the process."""
+    async with AsyncExitStack() as stack:
+        stores = await stack.enter_async_context(open_stores(child.config))
+        await Front(child, stores).serve()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        run_child(main)

@@ -1,0 +1,87 @@
+"""The stores that every process of a server opens for itself, all on the same state folder.
+
+blobs    the disk store
+actions  complete( metered( cached in RAM( SQL ))): a result is shown while all its blobs are there
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from remote_apis import remote_execution_pb2 as re_pb2
+from tvix.cas.cached import CacheConfig, CachedRecords, action_key_bytes, message_size
+from tvix.cas.chunks import ChunkLists
+from tvix.cas.complete import ActionResultDigests, CompleteRecords
+from tvix.cas.digest import Digest
+from tvix.cas.disk.config import DiskConfig
+from tvix.cas.disk.store import DiskBlobStore
+from tvix.cas.generations import Generations
+from tvix.cas.interfaces import ActionCache, ActionKey
+from tvix.cas.metered import MeteredRecordStore, StoreMetrics
+from tvix.cas.sql import Codec, Database, open_action_cache, open_database, open_records
+from tvix.cas.tree import TreeWalker
+from tvix.errors import Unavailable
+from tvix.server.config import Config, StoreSection
+from tvix.server.state import StateDir
+
+METRICS = StoreMetrics()
+
+
+@dataclass(frozen=True)
+class Stores:
+    """What the services of one process work on."""
+
+    blobs: DiskBlobStore
+    actions: ActionCache
+    chunk_lists: ChunkLists
+    database: Database
+
+
+def disk_config(state: StateDir, store: StoreSection) -> DiskConfig:
+    """Return the disk store's own settings; all processes must use the same."""
+    return DiskConfig(
+        path=state.cas,
+        max_size_bytes=store.max_size,
+        min_free_bytes=store.min_free,
+        compression="zstd" if store.compress else "none",
+    )
+
+
+@asynccontextmanager
+async def open_stores(config: Config) -> AsyncIterator[Stores]:
+    """Open all stores, and close them at the end. Raises Unavailable, naming the folder, when it can't be used."""
+    async with AsyncExitStack() as opened:
+        try:
+            blobs = await DiskBlobStore.open(disk_config(config.state, config.store))
+        except OSError as error:
+            raise Unavailable(f"the store in {config.state.cas}: {error}") from error
+        opened.push_async_callback(blobs.close)
+        database = await open_database(config.state.records)
+        opened.push_async_callback(database.close)
+        generations = opened.enter_context(Generations(config.state.generations))
+        records = await open_action_cache(database)
+        opened.push_async_callback(records.close)
+        settings: CacheConfig[ActionKey, re_pb2.ActionResult] = CacheConfig(action_key_bytes, message_size)
+        cached = CachedRecords(records, generations, settings)
+        actions: ActionCache = CompleteRecords(
+            MeteredRecordStore(cached, "actions", METRICS), blobs, ActionResultDigests(blobs, TreeWalker(blobs))
+        )
+        chunk_lists = await open_records(database, "chunk_lists", CHUNK_LISTS)
+        opened.push_async_callback(chunk_lists.close)
+        yield Stores(blobs, actions, chunk_lists, database)
+
+
+def _decode_chunk_list(data: bytes) -> re_pb2.SplitBlobResponse:
+    try:
+        return re_pb2.SplitBlobResponse.FromString(data)
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+
+
+CHUNK_LISTS: Codec[Digest, re_pb2.SplitBlobResponse] = Codec(
+    lambda digest: str(digest).encode(), re_pb2.SplitBlobResponse.SerializeToString, _decode_chunk_list
+)
