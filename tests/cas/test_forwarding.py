@@ -1,7 +1,11 @@
 """The bases hand on everything, and know all methods there are."""
 
 import inspect
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
+from tests.contracts.blob_store import BlobStoreContract
 from tests.contracts.record_store import check_record_store, closing
 from tvix.cas.forwarding import ForwardingBlobStore, ForwardingRecordStore
 from tvix.cas.interfaces import BlobStore, RecordStore
@@ -21,3 +25,9 @@ async def test_records_keep_the_contract() -> None:
 
 def test_the_repr_shows_the_stack() -> None:
     assert repr(ForwardingBlobStore(MemoryBlobStore())) == "<ForwardingBlobStore <MemoryBlobStore 0 blobs>>"
+
+
+class TestForwarding(BlobStoreContract):
+    @asynccontextmanager
+    async def make(self, tmp_path: Path) -> AsyncIterator[BlobStore]:
+        yield ForwardingBlobStore(MemoryBlobStore())

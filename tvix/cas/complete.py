@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
 from typing import Generic, NamedTuple
 
 from remote_apis import remote_execution_pb2 as re_pb2
-from tvix.cas.digest import Digest, DigestFunction, make_digest
+from tvix.cas.digest import EMPTY, Digest, DigestFunction, make_digest
 from tvix.cas.directory import children, directories_from_tree
 from tvix.cas.forwarding import ForwardingRecordStore
 from tvix.cas.interfaces import ActionKey, BlobStore, K, RecordStore, V, read_whole
@@ -129,7 +129,8 @@ class ActionResultDigests:
                 raise MissingBlobs(closure.missing)
             needed |= closure.directories
             needed |= closure.files
-        return {digest for digest in needed if digest.size_bytes}
+        needed.discard(EMPTY[function])
+        return needed
 
     async def _trees(self, trees: list[Digest]) -> list[frozenset[Digest]]:
         """Return the files of each Tree, reading those that are not remembered."""

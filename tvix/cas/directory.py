@@ -179,7 +179,7 @@ def tree_from_directories(root: Digest, directories: Mapping[Digest, bytes]) -> 
 
 
 def _lookup(directories: Mapping[Digest, bytes], digest: Digest) -> bytes:
-    return directories[digest] if digest.size_bytes else b""
+    return b"" if digest == EMPTY[digest.function] else directories[digest]
 
 
 def _parents_first(root: Digest, directories: Mapping[Digest, bytes]) -> list[Digest]:
