@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import time
 from contextlib import AsyncExitStack
 
 from grpc_health.v1 import health_pb2_grpc
@@ -25,7 +24,7 @@ from tvix.server.child import Child, run_child
 from tvix.server.hash_lookup import HashLookup
 from tvix.server.http import HttpServer
 from tvix.server.http_cache import HttpCache
-from tvix.server.metrics import CallMeter, note_process
+from tvix.server.metrics import CallMeter, keep_metering
 from tvix.server.passthrough import Passthrough
 from tvix.server.stores import Stores, open_stores
 
@@ -73,7 +72,7 @@ class Front:
         await self._server.start()
         await self._http.start(socket.socket(fileno=assignment.http_fd))
         async with asyncio.TaskGroup() as tasks:
-            metering = tasks.create_task(self._meter_process())
+            metering = tasks.create_task(keep_metering(self._meter, assignment.name))
             self._child.ready()
             await self._child.draining.wait()
             await self._drain()
@@ -91,16 +90,6 @@ class Front:
         await self._http.stop()
         await self._uploads.close()
         await self._passthrough.close()
-
-    async def _meter_process(self) -> None:
-        started = time.time()
-        try:
-            while True:
-                self._meter.flush()
-                note_process(self._child.assignment.name, started)
-                await asyncio.sleep(1.0)
-        finally:
-            self._meter.flush()
 
 
 async def main(child: Child) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from bisect import bisect_left
 from pathlib import Path
 
@@ -74,14 +75,17 @@ class CallMeter:
             counted, self._methods[path] = method, _Method()
             _add(path.strip("/"), counted)
 
-    async def keep_flushing(self) -> None:
-        """Flush every second until cancelled."""
-        try:
-            while True:
-                await asyncio.sleep(FLUSH_SECONDS)
-                self.flush()
-        finally:
-            self.flush()
+
+async def keep_metering(meter: CallMeter, process_name: str) -> None:
+    """Bring the shared files up to date every second until cancelled."""
+    started_seconds = time.time()
+    try:
+        while True:
+            meter.flush()
+            note_process(process_name, started_seconds)
+            await asyncio.sleep(FLUSH_SECONDS)
+    finally:
+        meter.flush()
 
 
 def _add(name: str, method: _Method) -> None:
@@ -94,9 +98,9 @@ def _add(name: str, method: _Method) -> None:
         CALL_FAILURES.labels(name, str(code)).inc(count)
 
 
-def note_process(name: str, started: float) -> None:
+def note_process(name: str, started_seconds: float) -> None:
     """Say since when this process runs and how much memory it has."""
-    STARTED.labels(name).set(started)
+    STARTED.labels(name).set(started_seconds)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     RESIDENT.labels(name).set(pages * os.sysconf("SC_PAGE_SIZE"))
 

@@ -8,43 +8,93 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from tvix.cas.capabilities import CapabilitiesConfig
 from tvix.cas.services import CasServices, add_cas_services
+from tvix.executor.admission import Timeouts
+from tvix.executor.grpc_execution import register_execution
+from tvix.executor.grpc_operations import register_operations
+from tvix.executor.grpc_worker import register_workers
+from tvix.executor.operations_store import OperationsStore
+from tvix.executor.platform_policy import Kind, PlatformPolicy, Rule
+from tvix.executor.queue_model import QueueConfig
+from tvix.executor.scheduler import Scheduler, SchedulerConfig
 from tvix.http2.server import GrpcServer
 from tvix.server.child import Child, run_child
-from tvix.server.metrics import CallMeter
+from tvix.server.config import ExecutionSection
+from tvix.server.metrics import CallMeter, keep_metering
 from tvix.server.stores import Stores, open_stores
 
+CUT_SECONDS = 1.0
+"""How long calls may go on when the process is told to end; the fronts have ended theirs by then."""
 
-async def serve(child: Child, stores: Stores) -> None:
-    """Serve until told to stop."""
-    meter = CallMeter()
-    server = GrpcServer(observe=meter.observe)
-    uploads = add_cas_services(
-        server,
-        CasServices(
+
+def scheduler_config(execution: ExecutionSection) -> SchedulerConfig:
+    """Return the scheduler's own settings."""
+    return SchedulerConfig(
+        queue=QueueConfig(max_attempts=execution.max_attempts),
+        timeouts=Timeouts(execution.default_timeout_seconds, execution.max_timeout_seconds),
+        retention_seconds=execution.result_retention_seconds,
+    )
+
+
+def platform_policy(execution: ExecutionSection) -> PlatformPolicy:
+    """Return the built-in table with the configuration's rules on top."""
+    return PlatformPolicy({name: Rule(Kind(kind)) for name, kind in execution.platform.items()})
+
+
+@asynccontextmanager
+async def running_scheduler(child: Child, stores: Stores) -> AsyncIterator[Scheduler]:
+    """Start the scheduler with what was in flight when the last process ended; close it at the end."""
+    execution = child.config.execution
+    operations = OperationsStore(stores.database)
+    await operations.open()
+    try:
+        scheduler = Scheduler(
             stores.blobs,
             stores.actions,
-            CapabilitiesConfig(execution=child.config.execution.enabled),
-            chunk_lists=stores.chunk_lists,
-        ),
-    )
-    server.add_unix_socket(str(child.config.state.scheduler_socket))
-    await server.start()
-    child.ready()
-    async with asyncio.TaskGroup() as tasks:
-        evicting = tasks.create_task(stores.blobs.evict_loop())
-        await child.draining.wait()
-        await server.stop(1.0)
-        await uploads.close()
-        evicting.cancel()
+            operations,
+            scheduler_config(execution),
+            pins=stores.blobs,
+            policy=platform_policy(execution),
+        )
+        await scheduler.start()
+        try:
+            yield scheduler
+        finally:
+            await scheduler.close()
+    finally:
+        await operations.close()
 
 
 async def main(child: Child) -> None:
     """Run the process."""
-    async with open_stores(child.config) as stores:
-        await serve(child, stores)
+    async with AsyncExitStack() as stack:
+        stores = await stack.enter_async_context(open_stores(child.config))
+        meter = CallMeter()
+        server = GrpcServer(observe=meter.observe)
+        capabilities = CapabilitiesConfig(execution=child.config.execution.enabled)
+        services = CasServices(stores.blobs, stores.actions, capabilities, chunk_lists=stores.chunk_lists)
+        stack.push_async_callback(add_cas_services(server, services).close)
+        scheduler = await stack.enter_async_context(running_scheduler(child, stores))
+        if child.config.execution.enabled:
+            register_execution(server, scheduler)
+            register_operations(server, scheduler)
+            register_workers(server, scheduler)
+        server.add_unix_socket(str(child.config.state.scheduler_socket))
+        await server.start()
+        stack.push_async_callback(server.stop, CUT_SECONDS)
+        child.ready()
+        async with asyncio.TaskGroup() as tasks:
+            background = [
+                tasks.create_task(stores.blobs.evict_loop()),
+                tasks.create_task(keep_metering(meter, child.assignment.name)),
+            ]
+            await child.draining.wait()
+            for task in background:
+                task.cancel()
 
 
 if __name__ == "__main__":
