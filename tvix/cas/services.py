@@ -12,10 +12,12 @@ from typing import Any
 from tvix.cas.capabilities import CapabilitiesConfig
 from tvix.cas.chunks import ChunkLists, Chunks
 from tvix.cas.grpc_action_cache import ActionCacheService, register_action_cache
-from tvix.cas.grpc_bytestream import ByteStreamService, StreamResource, register_bytestream
+from tvix.cas.grpc_bytestream import ByteStreamService, register_bytestream
 from tvix.cas.grpc_capabilities import register_capabilities
 from tvix.cas.grpc_cas import CasService, register_cas
+from tvix.cas.grpc_logstream import register_logstream
 from tvix.cas.interfaces import ActionCache, BlobStore
+from tvix.cas.logstream import LogStreams
 from tvix.cas.memory import MemoryRecordStore
 from tvix.cas.uploads import Uploads
 
@@ -36,12 +38,12 @@ class CasServices:
     """Whether the caller of an RPC (its context) may write action results."""
     require_action: bool = True
     """Whether UpdateActionResult insists on the Action and Command being in the CAS, as the spec says."""
-    streams: StreamResource | None = None
-    """Streams by name that are no blobs: log streams."""
+    log_streams: LogStreams | None = None
+    """Served by LogStream and ByteStream; not at all when None."""
 
 
 def add_cas_services(server: Any, services: CasServices) -> Uploads:
-    """Add Capabilities, CAS, ByteStream and ActionCache to a server that was not started yet.
+    """Add Capabilities, CAS, ByteStream, ActionCache and LogStream to a server that was not started yet.
 
     Returns the uploads under way: close them after the server has stopped, before the stores.
     """
@@ -53,7 +55,7 @@ def add_cas_services(server: Any, services: CasServices) -> Uploads:
         services.blobs, chunks, max_blob_bytes=limits.max_blob_bytes, max_batch_bytes=limits.max_batch_bytes
     )
     register_cas(server, cas)
-    bytestream = ByteStreamService(services.blobs, uploads, services.streams, max_blob_bytes=limits.max_blob_bytes)
+    bytestream = ByteStreamService(services.blobs, uploads, services.log_streams, max_blob_bytes=limits.max_blob_bytes)
     register_bytestream(server, bytestream)
     register_action_cache(
         server,
@@ -61,4 +63,6 @@ def add_cas_services(server: Any, services: CasServices) -> Uploads:
             services.actions, services.blobs, services.may_update_actions, require_action=services.require_action
         ),
     )
+    if services.log_streams is not None:
+        register_logstream(server, services.log_streams)
     return uploads
