@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from remote_apis import remote_execution_pb2 as re_pb2
+from tvix.cas.coalescing import Coalescing
 from tvix.cas.interfaces import ActionKey, K, RecordStore, V
 from tvix.errors import (
     CorruptData,
@@ -217,12 +218,6 @@ _PRUNE_BATCH = 500
 """Records deleted in one transaction, so that others' writes get in between."""
 
 
-@dataclass(slots=True)
-class _Put:
-    row: dict[str, Any]
-    outcome: bool | TvixError = False
-
-
 class SqlRecordStore(RecordStore[K, V]):
     """Records in a table of their own: key, value, who wrote it, when it was written and last used.
 
@@ -242,8 +237,7 @@ class SqlRecordStore(RecordStore[K, V]):
         self._codec = codec
         self._writer = writer
         self._now = now
-        self._waiting: list[_Put] = []
-        self._flushing = asyncio.Lock()
+        self._put_rows = Coalescing[dict[str, Any], None](self._write_rows)
         self._touched: dict[bytes, float] = {}
 
     def __repr__(self) -> str:
@@ -269,46 +263,22 @@ class SqlRecordStore(RecordStore[K, V]):
 
     async def put(self, key: K, value: V) -> None:
         now = self._now()
-        put = _Put(
-            {
-                "key": self._codec.encode_key(key),
-                "value": self._codec.encode(value),
-                "writer": self._writer(),
-                "created_seconds": now,
-                "used_seconds": now,
-            }
-        )
-        self._waiting.append(put)
-        try:
-            async with self._flushing:
-                # Whoever comes first writes for all that wait by then.
-                if put.outcome is False:
-                    await self._flush()
-        except BaseException:
-            # Cancelled: it must not be written later, over what others will have put by then.
-            self._waiting = [other for other in self._waiting if other is not put]
-            raise
-        if isinstance(put.outcome, TvixError):
-            raise put.outcome
+        row = {
+            "key": self._codec.encode_key(key),
+            "value": self._codec.encode(value),
+            "writer": self._writer(),
+            "created_seconds": now,
+            "used_seconds": now,
+        }
+        await self._put_rows([row])
 
-    async def _flush(self) -> None:
-        batch, self._waiting = self._waiting, []
-        try:
-            async with self._database.write() as connection:
-                # The last put of a key wins, also within one statement.
-                rows = {put.row["key"]: put.row for put in batch}
-                await connection.execute(self._database.upsert(self._table), list(rows.values()))
-                await self._write_touched(connection)
-        except TvixError as error:
-            for put in batch:
-                put.outcome = error
-        except BaseException:
-            # Cancelled, which is the affair of one caller: the others' puts are written by the next.
-            self._waiting = batch + self._waiting
-            raise
-        else:
-            for put in batch:
-                put.outcome = True
+    async def _write_rows(self, rows: Sequence[dict[str, Any]]) -> Sequence[None]:
+        async with self._database.write() as connection:
+            # The last put of a key wins, also within one statement.
+            last = {row["key"]: row for row in rows}
+            await connection.execute(self._database.upsert(self._table), list(last.values()))
+            await self._write_touched(connection)
+        return [None] * len(rows)
 
     async def _write_touched(self, connection: AsyncConnection) -> None:
         touched, self._touched = self._touched, {}
