@@ -120,16 +120,19 @@ def buildgrid(state: Path) -> Server:
     return Server("buildgrid", address, "", state, [str(bgd()), "server", "start", str(config)])
 
 
-def casd(state: Path, *, execution: bool = True) -> Server:
-    """buildbox-casd as CAS, action cache, asset server, and (on this machine) executor."""
+def casd(state: Path, *, execution: bool = True, host_tools: bool = True) -> Server:
+    """buildbox-casd as CAS, action cache, asset server, and (on this machine) executor.
+
+    Its sandbox holds nothing but the input root, as BuildStream wants it; `host_tools` shows the host's
+    system folders in it, as Bazel and most cases of the table need.
+    """
     address = f"127.0.0.1:{free_port()}"
     command = [str(buildbox("buildbox-casd")), "--bind", address, "--quota-high", "20G", "--reserved", "1G"]
     if execution:
         command += ["--buildbox-run", str(buildbox("buildbox-run"))]
-        # Its sandbox holds nothing but the input root; most cases want the host's tools.
         for folder in ("/bin", "/usr", "/lib", "/lib64"):
-            if Path(folder).exists():
-                command += ["--runner-arg", f"--ro-bind-mount={folder}:{folder}"]
+            if host_tools and Path(folder).exists():
+                command += ["--runner-arg", f"--ro-bind-mount={Path(folder).resolve()}:{folder}"]
     return Server("casd", address, "", state, [*command, str(state)])
 
 
@@ -172,3 +175,8 @@ def _debian_mirror() -> str:
         if len(words) > 2 and words[1].startswith("http") and words[1].rstrip("/").endswith("/debian"):
             return words[1]
     return "http://deb.debian.org/debian"
+
+
+def casd_bare(state: Path) -> Server:
+    """buildbox-casd as BuildStream uses it."""
+    return casd(state, host_tools=False)

@@ -34,7 +34,6 @@ from conformance.reapi.client import (
     shell,
     status_name,
 )
-from conformance.results import Failed
 from remote_apis import remote_execution_pb2 as re_pb2
 
 RANDOM = "head -c 16 /dev/urandom | od -An -tx1"
@@ -106,7 +105,7 @@ def timestamps(server: Endpoint) -> None:
     check(abs(times[0] / 1e9 - time.time()) < 300, "queued_timestamp is not now")
 
 
-@case("x.exit-code", "a command that fails is status OK with its exit code, and is not cached", "execution")
+@case("x.exit-code", "a command that fails is status OK with its exit code, output and outputs", "execution")
 def exit_code(server: Endpoint) -> None:
     action = server.put_action(shell("echo why >&2; echo part > f; exit 7", output_paths=["f"]))
     done = server.execute(action)
@@ -114,6 +113,12 @@ def exit_code(server: Endpoint) -> None:
     check(done.result.exit_code == 7, f"exit code {done.result.exit_code}")
     check(server.stderr(done.result) == b"why\n", "stderr is lost")
     check([output.path for output in done.result.output_files] == ["f"], "the outputs of a failed command are lost")
+
+
+@case("j.failed", "what exited with another code than 0 is not cached", "execution")
+def failed_not_cached(server: Endpoint) -> None:
+    action = server.put_action(shell("exit 7"))
+    server.execute(action)
     check(server.cached(action) is None, "a failed result is cached")
 
 
@@ -341,8 +346,12 @@ def timeout(server: Endpoint) -> None:
     check(done.response.status.code == 4, f"status {status_name(done.response.status.code)}")
     check(server.stdout(done.result) == b"begun\n", "the partial stdout is lost")
     check(server.cached(action) is None, "a timed-out result is cached")
-    if "execution timeout exceeded" not in done.response.status.message:
-        raise Failed(f"siso knows a timeout by 'execution timeout exceeded', not {done.response.status.message!r}")
+
+
+@case("l.timeout-message", "siso knows a timeout by its message: exactly `execution timeout exceeded`", "execution")
+def timeout_message(server: Endpoint) -> None:
+    done = server.execute(server.put_action(shell("sleep 20"), timeout_seconds=0.3))
+    check(done.response.status.message == "execution timeout exceeded", repr(done.response.status.message))
 
 
 @case("l.bad-timeouts", "a negative timeout or one above the server's maximum is INVALID_ARGUMENT", "execution")

@@ -129,7 +129,7 @@ def no_traces(server: Endpoint) -> None:
 def inputs_writable(server: Endpoint) -> None:
     inner = server.put(directory_of({"g": server.put(fresh())}).SerializeToString())
     root = directory_of({"f": server.put(fresh())}, {"d": inner})
-    script = "set -e; echo new > d/new; mv d/g d/moved; rm f; mkdir f; echo x > f/x; ln -s new d/l; ls -R"
+    script = "set -e; echo new > d/new; mv d/g d/moved; rm f; mkdir f; echo x > f/x; ln -s new d/l; ls -R d f"
     done = server.run("/bin/sh", "-c", script, root=root, output_paths=["d", "f"])
     check({output.path for output in done.result.output_directories} == {"d", "f"}, "outputs differ")
 

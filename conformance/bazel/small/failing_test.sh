@@ -1,0 +1,3 @@
+#!/bin/sh
+echo "expected 1, got 2"
+exit 1

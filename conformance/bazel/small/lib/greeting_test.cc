@@ -1,0 +1,3 @@
+#include "lib/greeting.h"
+
+int main() { return Greeting("you") == "Hello, you" ? 0 : 1; }

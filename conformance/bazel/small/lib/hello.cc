@@ -1,0 +1,5 @@
+#include <iostream>
+
+#include "lib/greeting.h"
+
+int main() { std::cout << Greeting("world") << std::endl; }

@@ -1,0 +1,3 @@
+#!/bin/sh
+echo "before the end"
+sleep 120
