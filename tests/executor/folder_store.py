@@ -5,6 +5,7 @@ Run as a module, it is the mount's process on such a store.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Collection, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tvix.executor.input_tree import tree_name
 
 
 class FolderStore(BlobStore):
-    """Blobs as files; a file `down` in the folder makes all calls fail as Unavailable."""
+    """Blobs as files; a file `down` in the folder makes calls fail as Unavailable, `stuck` never return."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,6 +52,8 @@ class FolderStore(BlobStore):
 
     async def get_many(self, digests: Sequence[Digest]) -> list[bytes | None]:
         self._check_up()
+        if (self.folder / "stuck").exists():
+            await asyncio.Event().wait()
         return [self._get(digest) for digest in digests]
 
     def _get(self, digest: Digest) -> bytes | None:

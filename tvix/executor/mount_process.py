@@ -188,6 +188,11 @@ class MountProcess:
     def _dead(self) -> Unavailable:
         return Unavailable(f"the process of the mount at {self.mountpoint} has died; try again")
 
+    async def wait_dead(self) -> None:
+        """Wait until the process has ended."""
+        await self._process.wait()
+        self._died()
+
     async def stop(self) -> None:
         """End the process and its mount; whatever still uses it gets errors."""
         with contextlib.suppress(OSError):
