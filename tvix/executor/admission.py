@@ -103,16 +103,14 @@ def build_checked(
     )
 
 
-def restore_checked(
-    digest: Digest, action_bytes: bytes, command_bytes: bytes, timeouts: Timeouts, overrides: Sequence[Property]
-) -> CheckedAction:
+def restore_checked(digest: Digest, action_bytes: bytes, command_bytes: bytes, timeouts: Timeouts) -> CheckedAction:
     """Return a checked action from what was saved of it."""
     action = parse_action(action_bytes, digest)
     function = function_to_wire(digest.function)
     command_digest = digest_from_proto(action.command_digest, function, field="action.command_digest")
     input_root = digest_from_proto(action.input_root_digest, function, field="action.input_root_digest")
     timeout_seconds = _timeout(action, timeouts)
-    return build_checked(action, action_bytes, command_bytes, command_digest, input_root, timeout_seconds, overrides)
+    return build_checked(action, action_bytes, command_bytes, command_digest, input_root, timeout_seconds, ())
 
 
 def _timeout(action: re_pb2.Action, timeouts: Timeouts) -> float:
