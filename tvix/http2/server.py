@@ -238,6 +238,8 @@ class GrpcServer:
             code, details = _INVALID_ARGUMENT, f"the request is not a valid message: {error}"
         except asyncio.CancelledError:
             code, details = _UNAVAILABLE, "the server is shutting down"
+        except NotImplementedError as error:  # a method that the servicer leaves to its generated base
+            code, details = _UNIMPLEMENTED, context.details_text or str(error)
         except Exception as error:
             log.exception("method=%s failed", stream.head.path)
             code, details = _UNKNOWN, f"{type(error).__name__}: {error}"
