@@ -82,6 +82,16 @@ async def test_sequential_puts_of_one_task_share_transactions_only_when_concurre
         assert await store.count() == 100
 
 
+async def test_many_may_open_a_new_file_at_the_same_time(tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def enter() -> None:
+            await open_action_cache(await stack.enter_async_context(opened(tmp_path / "?odd name%20 #.sqlite")))
+
+        await asyncio.gather(*(enter() for _ in range(8)))
+    assert (tmp_path / "?odd name%20 #.sqlite").exists()
+
+
 class Clock:
     def __init__(self) -> None:
         self.seconds = 1e9

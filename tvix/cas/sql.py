@@ -12,8 +12,12 @@ again; blobs have their own policy.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import sqlite3
+import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,7 +26,8 @@ from typing import Any, Generic, cast
 
 import sqlalchemy as sa
 from google.protobuf.message import DecodeError
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -44,6 +49,8 @@ log = logging.getLogger(__name__)
 BUSY_SECONDS = 30
 """How long a write waits for other processes' writes."""
 
+_CLOSE_SECONDS = 5
+
 _versions = sa.Table(
     "schema_versions",
     sa.MetaData(),
@@ -59,6 +66,7 @@ class Database:
         self.engine = engine
         self.url = engine.url.render_as_string(hide_password=True)
         self._writing = asyncio.Lock()
+        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
     def __repr__(self) -> str:
         return f"<Database {self.url}>"
@@ -103,7 +111,7 @@ class Database:
 
         Without `row`, rows are given to `execute` beside the statement.
         """
-        insert: Any = (postgresql if self.engine.dialect.name == "postgresql" else sqlite).insert(table)
+        insert: Any = (postgresql if self.engine.dialect.name == "postgresql" else sqlite_dialect).insert(table)
         if row is not None:
             insert = insert.values(row)
         keys = [column.name for column in table.primary_key]
@@ -111,8 +119,12 @@ class Database:
         return cast("sa.Executable", insert.on_conflict_do_update(index_elements=keys, set_=rest))
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and wait until the threads that work for them are gone."""
         await self.engine.dispose()
+        for thread in list(self._threads):
+            # A connection that was in use when its user was cancelled is closed by its thread, later. That must
+            # not be after the event loop has ended.
+            await asyncio.to_thread(thread.join, _CLOSE_SECONDS)
 
 
 async def open_database(url: str | Path, *, busy_seconds: float = BUSY_SECONDS) -> Database:
@@ -124,34 +136,47 @@ async def open_database(url: str | Path, *, busy_seconds: float = BUSY_SECONDS) 
     """
     if isinstance(url, Path):
         url.parent.mkdir(parents=True, exist_ok=True)
-        url = f"sqlite:///{url}"
     try:
-        parsed = sa.make_url(url)
+        parsed = sa.make_url(url) if isinstance(url, str) else sa.URL.create("sqlite", database=str(url))
         if parsed.get_backend_name() == "sqlite":
             parsed = parsed.set(drivername="sqlite+aiosqlite")
         engine = create_async_engine(parsed, pool_size=4, max_overflow=0, pool_timeout=2 * busy_seconds)
     except (sa.exc.ArgumentError, NoSuchModuleError, ImportError, TypeError) as error:
         raise InvalidInput(f"database URL {url!r} cannot be used: {error}", field="database") from error
-    if engine.dialect.name == "sqlite":
-        _prepare_sqlite(engine, busy_seconds)
     database = Database(engine)
-    try:
-        async with database.read() as connection:
-            await connection.execute(sa.text("SELECT 1"))
-    except BaseException:
-        await database.close()
-        raise
+    if engine.dialect.name == "sqlite":
+        await asyncio.to_thread(_probe_sqlite, database.url, parsed.database or "", busy_seconds)
+        _prepare_sqlite(engine, busy_seconds, database)
     return database
 
 
-def _prepare_sqlite(engine: AsyncEngine, busy_seconds: float) -> None:
+def _probe_sqlite(url: str, path: str, busy_seconds: float) -> None:
+    """Make the file a WAL database, once; what is wrong with it shows here rather than in the pool."""
+    deadline = time.monotonic() + busy_seconds
+    with _Mapped(url), contextlib.closing(sqlite3.connect(path, timeout=busy_seconds)) as connection:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            except sqlite3.OperationalError as error:
+                # Two processes that change the mode at once get SQLITE_BUSY without any waiting.
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
+
+
+def _prepare_sqlite(engine: AsyncEngine, busy_seconds: float, database: Database) -> None:
     @sa.event.listens_for(engine.sync_engine, "connect")
     def connected(connection: Any, _record: object) -> None:
+        thread = getattr(connection.driver_connection, "_thread", None)
+        if isinstance(thread, threading.Thread):
+            database._threads.add(thread)
         # None: the driver begins no transactions of its own, `begun` does.
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {int(busy_seconds * 1000)}")
-        cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.close()
 
@@ -171,7 +196,7 @@ class _Mapped:
         return None
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, SQLAlchemyError):
+        if isinstance(error, (SQLAlchemyError, sqlite3.Error)):
             raise _error_from_sql(error, self._url) from error
 
 
@@ -184,7 +209,7 @@ _CAUSES: list[tuple[tuple[str, ...], type[TvixError], str]] = [
 ]
 
 
-def _error_from_sql(error: SQLAlchemyError, url: str) -> TvixError:
+def _error_from_sql(error: SQLAlchemyError | sqlite3.Error, url: str) -> TvixError:
     text = str(error.orig if isinstance(error, DBAPIError) else error)
     for needles, kind, advice in _CAUSES:
         if any(needle in text.lower() for needle in needles):
