@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from grpc import aio
 
@@ -114,6 +115,7 @@ class World:
     cache: MemoryRecordStore[ActionKey, re_pb2.ActionResult] = field(default_factory=MemoryRecordStore)
     extras: dict[str, Any] = field(default_factory=dict)
     workers: list[FakeWorker] = field(default_factory=list)
+    update_seconds: float = 5
 
     async def start(self) -> None:
         self.database = await open_database(self.folder / "records.sqlite")
@@ -122,7 +124,7 @@ class World:
         self.scheduler = Scheduler(self.blobs, self.cache, self.store, self.config, clock=self.clock, **self.extras)
         await self.scheduler.start()
         self.server = aio.server()
-        register_execution(self.server, self.scheduler, update_seconds=5)
+        register_execution(self.server, self.scheduler, update_seconds=self.update_seconds)
         register_operations(self.server, self.scheduler)
         register_workers(self.server, self.scheduler)
         port = self.server.add_insecure_port("127.0.0.1:0")
@@ -184,6 +186,11 @@ class World:
         self.scheduler.tick()
         await asyncio.sleep(0)
 
+    async def settled(self) -> None:
+        """Return when the scheduler has read what workers have said before: a round trip on the same socket."""
+        with pytest.raises(aio.AioRpcError):
+            await self.operations.GetOperation(operations_pb2.GetOperationRequest(name="none"))
+
 
 def stage_of(operation: operations_pb2.Operation) -> str:
     """Return the stage's name."""
@@ -211,9 +218,11 @@ async def last_of(stream: Any) -> re_pb2.ExecuteResponse:
 
 
 @asynccontextmanager
-async def running_world(folder: Path, config: SchedulerConfig | None = None, **extras: Any) -> AsyncIterator[World]:
+async def running_world(
+    folder: Path, *, update_seconds: float = 5, extras: dict[str, Any] | None = None, **config: Any
+) -> AsyncIterator[World]:
     """Give a started world, and stop it."""
-    world = World(folder, config or SchedulerConfig(), ManualClock(), extras=extras)
+    world = World(folder, SchedulerConfig(**config), ManualClock(), extras=extras or {}, update_seconds=update_seconds)
     await world.start()
     try:
         yield world

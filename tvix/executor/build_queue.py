@@ -121,6 +121,10 @@ class BuildQueue:
             self._watchers[operation] = self._watchers.get(operation, 0) + 1
             self._deadlines.discard(("operation", operation))
 
+    def is_watched(self, operation: str) -> bool:
+        """Tell whether a client watches the operation."""
+        return operation in self._watchers
+
     def unwatch(self, operation: str, now: float) -> None:
         """Count one client less; the last one leaving starts the clock."""
         if operation not in self._operations or operation not in self._watchers:

@@ -115,7 +115,7 @@ def _token(name: str) -> str:
 
 def _after_from_token(token: str) -> str:
     try:
-        return base64.urlsafe_b64decode(token.encode()).decode()
+        return base64.b64decode(token.encode(), b"-_", validate=True).decode()
     except ValueError as error:
         raise InvalidInput(f"page_token: {token!r} is not one of ours", field="page_token") from error
 

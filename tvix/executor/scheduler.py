@@ -207,7 +207,13 @@ class Scheduler(Executor):
         operation = Operation(name, execution.instance_name, execution.action_digest, self.clock())
         self.dispatcher.counters.submitted += 1
         admission = self.dispatcher.spawn(self._admit(operation, execution, tuple(overrides)), "admission")
-        await asyncio.wait((admission,), timeout=self.config.patience_seconds)
+        try:
+            await asyncio.wait((admission,), timeout=self.config.patience_seconds)
+        except asyncio.CancelledError:
+            # Nobody has seen the name, so nobody can come back for it.
+            admission.cancel()
+            self._end_as_cancelled(operation)
+            raise
         if admission.done() and not admission.cancelled():
             admission.result()
         operation.announced = True
@@ -364,11 +370,14 @@ class Scheduler(Executor):
         """
         operation = await self.get(name)
         if not operation.done:
-            self.dispatcher.queue.cancel_operation(name, self.clock())
-            self.dispatcher.counters.cancelled += 1
-            error = Cancelled("the operation was cancelled")
-            self.dispatcher.end_operation(operation, status_response(status_from_error(error)))
-            self.dispatcher.pump()
+            self._end_as_cancelled(operation)
+
+    def _end_as_cancelled(self, operation: Operation) -> None:
+        self.dispatcher.queue.cancel_operation(operation.name, self.clock())
+        self.dispatcher.counters.cancelled += 1
+        error = Cancelled("the operation was cancelled")
+        self.dispatcher.end_operation(operation, status_response(status_from_error(error)))
+        self.dispatcher.pump()
 
     async def delete(self, name: str) -> None:
         """Forget an operation; one in flight is cancelled first. Raises NotFound."""
