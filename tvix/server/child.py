@@ -66,11 +66,15 @@ class Child:
         self.draining.set()
 
 
-def run_child(main: Callable[[Child], Awaitable[None]]) -> None:
-    """Read the assignment, run `main` to its end on uvloop, and exit with the code of what it raised."""
+def run_child(main: Callable[[Child], Awaitable[None]], prepare: Callable[[], None] = lambda: None) -> None:
+    """Read the assignment, run `main` to its end on uvloop, and exit with the code of what it raised.
+
+    `prepare` runs before there are threads or an event loop.
+    """
     assignment = Assignment.model_validate_json(sys.stdin.readline())
-    die_with(assignment.supervisor_pid)
     set_up_logging(assignment.name, assignment.config.server.log_level)
+    prepare()
+    die_with(assignment.supervisor_pid)
     import uvloop
 
     try:

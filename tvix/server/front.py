@@ -17,6 +17,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 
 from tvix.cas.capabilities import CapabilitiesConfig
+from tvix.cas.logstream import LogStreams
 from tvix.cas.services import CasServices, add_cas_services
 from tvix.http2.server import GrpcServer
 from tvix.server import passthrough
@@ -33,6 +34,7 @@ DATA_SERVICES = (
     "build.bazel.remote.execution.v2.ContentAddressableStorage",
     "build.bazel.remote.execution.v2.ActionCache",
     "google.bytestream.ByteStream",
+    "build.bazel.remote.logstream.v1.LogStreamService",
 )
 EXECUTION_SERVICES = (passthrough.EXECUTION, passthrough.OPERATIONS)
 
@@ -52,6 +54,7 @@ class Front:
             stores.actions,
             CapabilitiesConfig(execution=execution),
             chunk_lists=stores.chunk_lists,
+            log_streams=LogStreams(child.config.state.logs),
         )
         self._uploads = add_cas_services(self._server, services)
         self._server.add_generic_rpc_handlers((self._passthrough,))

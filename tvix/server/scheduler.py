@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from tvix.cas.capabilities import CapabilitiesConfig
+from tvix.cas.logstream import LogStreams
 from tvix.cas.services import CasServices, add_cas_services
 from tvix.executor.admission import Timeouts
 from tvix.executor.grpc_execution import register_execution
@@ -46,7 +47,7 @@ def platform_policy(execution: ExecutionSection) -> PlatformPolicy:
 
 
 @asynccontextmanager
-async def running_scheduler(child: Child, stores: Stores) -> AsyncIterator[Scheduler]:
+async def running_scheduler(child: Child, stores: Stores, streams: LogStreams) -> AsyncIterator[Scheduler]:
     """Start the scheduler with what was in flight when the last process ended; close it at the end."""
     execution = child.config.execution
     operations = OperationsStore(stores.database)
@@ -59,6 +60,7 @@ async def running_scheduler(child: Child, stores: Stores) -> AsyncIterator[Sched
             scheduler_config(execution),
             pins=stores.blobs,
             policy=platform_policy(execution),
+            streams=streams,
         )
         await scheduler.start()
         try:
@@ -76,9 +78,12 @@ async def main(child: Child) -> None:
         meter = CallMeter()
         server = GrpcServer(observe=meter.observe)
         capabilities = CapabilitiesConfig(execution=child.config.execution.enabled)
-        services = CasServices(stores.blobs, stores.actions, capabilities, chunk_lists=stores.chunk_lists)
+        streams = LogStreams(child.config.state.logs)
+        services = CasServices(
+            stores.blobs, stores.actions, capabilities, chunk_lists=stores.chunk_lists, log_streams=streams
+        )
         stack.push_async_callback(add_cas_services(server, services).close)
-        scheduler = await stack.enter_async_context(running_scheduler(child, stores))
+        scheduler = await stack.enter_async_context(running_scheduler(child, stores, streams))
         if child.config.execution.enabled:
             register_execution(server, scheduler)
             register_operations(server, scheduler)
