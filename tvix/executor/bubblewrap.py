@@ -20,13 +20,16 @@ import contextlib
 import json
 import os
 import shutil
-import stat
-from collections.abc import Iterator, Mapping
+import subprocess
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tvix.errors import FailedPrecondition, Unavailable
+from tvix.executor.command import DEFAULT_PATH
 from tvix.executor.interfaces import Exit, Output, Process, Profile, Sandbox, Usage
+from tvix.executor.mount_points import mount_points
 from tvix.executor.sandbox import (
     Ended,
     Program,
@@ -101,6 +104,14 @@ class BubblewrapSandbox(Sandbox):
 
     def __repr__(self) -> str:
         return f"<BubblewrapSandbox {self._program}>"
+
+    def why_not(self) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            process = Process(["true"], {"PATH": DEFAULT_PATH}, Path(folder), "", Profile.HOST_TOOLS)
+            # The arguments name a descriptor for the status; standard error will do.
+            arguments = [str(2) if argument == str(_STATUS_FD) else argument for argument in self._arguments(process)]
+            tried = subprocess.run(arguments, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+        return "" if tried.returncode == 0 else tried.stderr.decode(errors="replace").strip()
 
     def _host_tools_arguments(self) -> tuple[str, ...]:
         arguments: list[str] = []
@@ -186,29 +197,6 @@ def _trampoline(process: Process, directory: str) -> tuple[str, ...]:
         if os.path.lexists(top + path):
             return (path, f"PWD={value}")
     return ()
-
-
-@contextlib.contextmanager
-def mount_points(root: Path) -> Iterator[None]:
-    """Provide dev, proc and tmp in an input root; those that were not there are gone afterwards,
-    so that they are not taken for outputs."""
-    made = []
-    for name in ("dev", "proc", "tmp"):
-        path = root / name
-        try:
-            mode = path.lstat().st_mode
-        except FileNotFoundError:
-            path.mkdir()
-            made.append(path)
-        else:
-            if not stat.S_ISDIR(mode):
-                raise FailedPrecondition(f"input root: {name!r} is not a directory; it must be one to be mounted on")
-    try:
-        yield
-    finally:
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()
 
 
 class _HeldBackErrors:

@@ -162,6 +162,10 @@ class Sandbox(ABC):
     name: str
     """`bubblewrap`, `oci` or `none`."""
 
+    def why_not(self) -> str:
+        """Return why this does not work on this machine, empty if it does. Blocking: tries it."""
+        return ""
+
     @abstractmethod
     async def run(self, process: Process, stdout: Output, stderr: Output) -> Exit:
         """Run to the end, or until `limits.wall_seconds`, then kill the whole tree. When cancelled,
