@@ -19,6 +19,7 @@ from grpc import aio
 from remote_apis import bytestream_pb2
 from tvix.cas import wire, zstd
 from tvix.cas.digest import EMPTY, Digest
+from tvix.cas.disk import ZstdSource
 from tvix.cas.interfaces import CHUNK_BYTES, BlobStore
 from tvix.cas.resource_names import ReadName, WriteName, parse_read_name, parse_write_name
 from tvix.cas.uploads import Upload, Uploads
@@ -133,6 +134,7 @@ class ByteStreamService:
         self, blobs: BlobStore, uploads: Uploads, streams: StreamResource | None = None, *, max_blob_bytes: int = 0
     ) -> None:
         self._blobs = blobs
+        self._zstd = blobs if isinstance(blobs, ZstdSource) else None
         self._uploads = uploads
         self._streams = streams
         self._max_blob_bytes = max_blob_bytes
@@ -158,6 +160,11 @@ class ByteStreamService:
             raise InvalidInput(f"read_limit: {limit} on a compressed blob, where only 0 is allowed", field="read_limit")
         if digest.size_bytes <= CHUNK_BYTES:
             return await self._read_small(context, name, offset, limit)
+        if name.compressor and self._zstd is not None:
+            stored_frames = await self._zstd.read_zstd(digest, offset=offset)
+            if stored_frames is not None:
+                async with aclosing(stored_frames):
+                    return await _send(context, stored_frames)
         async with aclosing(self._blobs.read(digest, offset=offset, limit=limit or None)) as chunks:
             if not name.compressor:
                 return await _send(context, chunks)

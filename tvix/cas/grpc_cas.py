@@ -62,6 +62,7 @@ class CasService:
         self._max_blob_bytes = max_blob_bytes
         self._max_batch_bytes = max_batch_bytes
         self._interned = {function: wire.Interned(function) for function in set(_FULL_LISTS.values())}
+        self._heads = wire.BlobHeads()
         self._find_rests: dict[bytes, wire.Interned] = {b"": self._interned["sha256"]}
         self._read_rests: dict[bytes, tuple[wire.Interned, bool]] = {b"": (self._interned["sha256"], False)}
 
@@ -126,13 +127,11 @@ class CasService:
         if split.instance_name:
             check_instance_name(split.instance_name)
         self._check_batch(sum([digest.size_bytes for digest in digests]))
-        listed_blob = wire.listed_blob
-        return b"".join(
-            [
-                listed_blob(item, data) if data is not None else _absent_entry(digest)
-                for item, digest, data in zip(split.items, digests, await self._blobs.get_many(digests), strict=True)
-            ]
-        )
+        heads = self._heads
+        parts: list[bytes] = []
+        for item, digest, data in zip(split.items, digests, await self._blobs.get_many(digests), strict=True):
+            parts += (heads[item], data) if data is not None else (_absent_entry(digest),)
+        return b"".join(parts)
 
     def _remember_read_rest(self, rest: bytes) -> tuple[wire.Interned, bool] | None:
         try:

@@ -21,7 +21,6 @@ _IS_HASH = re.compile(rb"[0-9a-f]{64}").fullmatch
 _MAX_INTERNED = 1 << 16
 
 INSTANCE_NAME_TAG = 0x0A
-RESPONSES_TAG = b"\n"
 
 
 class DigestList(NamedTuple):
@@ -160,10 +159,19 @@ def parse_write_request(message: bytes) -> WriteMessage | None:
         return None
 
 
-def listed_blob(item: bytes, data: bytes) -> bytes:
-    """Return one `responses` entry (field 1) of BatchReadBlobsResponse: digest (1) and data (2)."""
-    head = b"".join((b"\n", item[1:], b"\x12", varint(len(data))))
-    return b"".join((RESPONSES_TAG, varint(len(head) + len(data)), head, data))
+class BlobHeads(dict[bytes, bytes]):
+    """What stands before the bytes of a blob in BatchReadBlobsResponse, by the digest as it was listed.
+
+    One `responses` entry (field 1) with digest (1) and the head of data (2): the size is the digest's own.
+    """
+
+    def __missing__(self, item: bytes) -> bytes:
+        size_bytes = parse_varint(item, 69)[0] if len(item) > 68 else 0
+        head = b"".join((b"\n", item[1:], b"\x12", varint(size_bytes)))
+        if len(self) >= _MAX_INTERNED:
+            self.clear()
+        entry = self[item] = b"".join((b"\n", varint(len(head) + size_bytes), head))
+        return entry
 
 
 def tree_entry(directory: bytes) -> bytes:
