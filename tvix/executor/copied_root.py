@@ -73,8 +73,8 @@ class _Plan:
         """Add one directory's contents; return its subdirectories."""
         self.directories.append((path, level))
         below: list[tuple[str, Digest]] = []
-        for name, entry in level.entries.items():
-            child = f"{path}/{name.decode()}" if path else name.decode()
+        for name, entry in level.items():
+            child = f"{path}/{name}" if path else name
             if isinstance(entry, FileEntry):
                 self.files.append(_File(child, entry))
             elif isinstance(entry, DirectoryEntry):

@@ -12,20 +12,19 @@ import collections
 import errno
 import logging
 import os
+import stat
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from tvix.errors import TvixError
 from tvix.executor import fuse_protocol as fuse
 from tvix.executor.fuse_protocol import Attributes, Request
-from tvix.executor.input_tree import DirectoryEntry, Entry, FileEntry
 from tvix.executor.vfs import ROOT_ID, WAIT, DirectoryNode, FileNode, Node, SymlinkNode, Vfs
 
 logger = logging.getLogger(__name__)
 
 _BURST = 64
 """Requests answered before other callbacks of the event loop get their turn."""
-_S_IFDIR, _S_IFREG, _S_IFLNK = 0o040000, 0o100000, 0o120000
 
 Report = Callable[[Sequence[int], Exception], None]
 """Takes the handles of the trees in which something could not be read, and why."""
@@ -250,39 +249,33 @@ class FuseServer:
 
     def _answer_readdir(self, request: Request, directory: DirectoryNode) -> bool:
         offset, room = fuse.decode_read(request.body)
-        entries = self._vfs.list_now(directory, max(0, offset - 2))
-        if entries is None:
+        level = self._vfs.level_now(directory)
+        if level is None:
             return False
-        parts: list[bytes] = []
-        nodes: list[Node] = []
         plus = request.opcode == fuse.READDIRPLUS
-        encode = self._encode_plus if plus else _encode_plain
-        for cookie in range(offset + 1, 3):
-            dots = b"." if cookie == 1 else b".."
-            bare = fuse.encode_dirent(dots, cookie, _S_IFDIR)
-            parts.append(fuse.encode_direntplus(dots, cookie, _S_IFDIR, None) if plus else bare)
+        parts = [_encode_dots(cookie, plus) for cookie in range(offset + 1, 3)]
+        nodes: list[Node] = []
         room -= sum(map(len, parts))
-        for cookie, (name, entry) in enumerate(entries, max(offset, 2) + 1):
-            part, node = encode(directory, name, cookie, entry)
+        for number in range(max(0, offset - 2), len(level)):
+            name, kind = level.name(number), level.file_type(number)
+            node = self._vfs.lookup_now(directory, name) if plus else None
+            if isinstance(node, Node):
+                part = fuse.encode_direntplus(name, number + 3, kind, _attributes(node))
+            else:
+                part = _encode_plain(name, number + 3, kind, plus)
             room -= len(part)
             if room < 0:
+                if isinstance(node, Node):
+                    self._vfs.forget(node.node_id, 0)
                 break
             parts.append(part)
-            if node is not None:
+            if isinstance(node, Node):
                 node.lookups += 1
                 nodes.append(node)
         if not self._reply(request, b"".join(parts)):
             for node in nodes:
                 self._vfs.forget(node.node_id, 1)
         return True
-
-    def _encode_plus(
-        self, directory: DirectoryNode, name: bytes, cookie: int, entry: Entry
-    ) -> tuple[bytes, Node | None]:
-        node = self._vfs.lookup_now(directory, name)
-        if node is None or node is WAIT:
-            return fuse.encode_direntplus(name, cookie, _type_of(entry), None), None
-        return fuse.encode_direntplus(name, cookie, node.mode, _attributes(node)), node
 
     # Bounding the number of nodes
 
@@ -303,14 +296,12 @@ class FuseServer:
                     logger.warning("fuse_trim name=%s error=%s", name.decode(), error)
 
 
-def _encode_plain(_: DirectoryNode, name: bytes, cookie: int, entry: Entry) -> tuple[bytes, None]:
-    return fuse.encode_dirent(name, cookie, _type_of(entry)), None
+def _encode_dots(cookie: int, plus: bool) -> bytes:
+    return _encode_plain(b"." if cookie == 1 else b"..", cookie, stat.S_IFDIR, plus)
 
 
-def _type_of(entry: Entry) -> int:
-    if isinstance(entry, FileEntry):
-        return _S_IFREG
-    return _S_IFDIR if isinstance(entry, DirectoryEntry) else _S_IFLNK
+def _encode_plain(name: bytes, cookie: int, kind: int, plus: bool) -> bytes:
+    return fuse.encode_direntplus(name, cookie, kind, None) if plus else fuse.encode_dirent(name, cookie, kind)
 
 
 def _attributes(node: Node) -> Attributes:

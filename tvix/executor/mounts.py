@@ -189,7 +189,7 @@ def _why_no_fuse() -> str:
             mount("tvix-probe", Path(folder), "fuse", MS_NOSUID | MS_NODEV, options)
             detach(Path(folder))
     except OSError as error:
-        return error.strerror or str(error)
+        return f"mount: {os.strerror(error.errno or 0)}"
     finally:
         os.close(fd)
     return ""
@@ -204,7 +204,7 @@ def _why_no_overlay(scratch: Path) -> str:
         try:
             mount_overlay(lower, upper, work, merged)
         except OSError as error:
-            return error.strerror or str(error)
+            return f"mount: {os.strerror(error.errno or 0)}"
         detach(merged)
     return ""
 
@@ -213,7 +213,10 @@ def _why_no_user_namespace() -> str:
     # In a child, since the namespace cannot be left again.
     program = f"import ctypes; c = ctypes.CDLL(None, use_errno=True); r = c.unshare({CLONE_NEWUSER | CLONE_NEWNS})"
     program += "; raise SystemExit(ctypes.get_errno() if r else 0)"
-    number = subprocess.run([sys.executable, "-I", "-S", "-c", program], check=False).returncode
+    try:
+        number = subprocess.run([sys.executable, "-I", "-S", "-c", program], check=False).returncode
+    except OSError as error:
+        return str(error)
     return "" if number == 0 else os.strerror(number)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import enum
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Literal, TypeVar
@@ -52,7 +52,6 @@ class Wait(enum.Enum):
 WAIT: Final = Wait.WAIT
 N = TypeVar("N", bound="Node")
 _EMPTY_LEVEL = level_from_bytes(b"", "sha256", "")
-_ROOT_LEVEL = Level({}, 0o755, DEFAULT_MTIME_NS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +59,16 @@ class VfsConfig:
     """Bounds."""
 
     cache: CacheConfig = field(default_factory=CacheConfig)
-    level_entries: int = 400_000
-    """Entries of parsed Directories kept in memory; about 400 bytes each."""
+    level_entries: int = 500_000
+    """Entries of parsed Directories kept in memory; some 300 bytes each."""
     prefetch_directories: int = 64
     first_window: int = 8
     """Small files fetched along with the first one read in a directory; doubled with each further fetch."""
     max_window: int = 256
+
+
+def _weight(level: Level) -> int:
+    return len(level) + 1
 
 
 class Node:
@@ -117,9 +120,7 @@ class Vfs:
     def __init__(self, blobs: BlobStore, config: VfsConfig | None = None) -> None:
         self._config = config or VfsConfig()
         self._cache = BlobCache(blobs, self._config.cache)
-        self._levels: LruCache[Digest, Level] = LruCache(
-            self._config.level_entries, lambda level: len(level.entries) + 1
-        )
+        self._levels: LruCache[Digest, Level] = LruCache(self._config.level_entries, _weight)
         self._nodes: dict[int, Node] = {}
         self._by_key: dict[object, Node] = {}
         self._next_id = ROOT_ID
@@ -178,7 +179,7 @@ class Vfs:
 
     def _entry_now(self, directory: Digest, name: bytes) -> Entry | None:
         level = self._level_now(directory)
-        return level.entries.get(name) if level is not None else None
+        return level.get(name) if level is not None else None
 
     # Names
 
@@ -189,7 +190,7 @@ class Vfs:
         level = self._level_now(parent.digest)
         if level is None:
             return WAIT
-        entry = level.entries.get(name)
+        entry = level.get(name)
         if entry is None:
             return None
         if isinstance(entry, FileEntry):
@@ -204,7 +205,7 @@ class Vfs:
         if parent.tree is None:
             return await self._lookup_tree(name)
         level = await self._level(parent.digest)
-        entry = level.entries.get(name)
+        entry = level.get(name)
         if isinstance(entry, DirectoryEntry):
             child = self._level_now(entry.digest) or await self._load_level(entry.digest, siblings=level)
             return self._directory_node(parent, name, entry.digest, child)
@@ -228,13 +229,9 @@ class Vfs:
             return None
         return self._tree_node(name, digest, level)
 
-    def list_now(self, directory: DirectoryNode, offset: int) -> Iterator[tuple[bytes, Entry]] | None:
-        """Return the entries from number `offset` on, None when the Directory must be loaded first.
-
-        The folder of all trees lists nothing.
-        """
-        level = _ROOT_LEVEL if directory.tree is None else self._level_now(directory.digest)
-        return None if level is None else islice(level.entries.items(), offset, None)
+    def level_now(self, directory: DirectoryNode) -> Level | None:
+        """Return the directory's entries, None when `load` must come first. The folder of all trees lists none."""
+        return _EMPTY_LEVEL if directory.tree is None else self._level_now(directory.digest)
 
     async def load(self, directory: DirectoryNode) -> None:
         """Have the directory's entries in memory."""
@@ -273,22 +270,14 @@ class Vfs:
         """Return small files that stand behind `file` in its directory: more, the more of it was read."""
         folder = file.folder
         level = self._level_now(folder.digest)
-        if level is None or not self._cache.lacks(file.digest):
+        number = level.number(file.path.rpartition(b"/")[2]) if level is not None else None
+        if level is None or number is None or not self._cache.lacks(file.digest):
             return []
         window = folder.window
         folder.window = min(window * 2, self._config.max_window)
-        names = iter(level.entries)
-        own_name = file.path.rpartition(b"/")[2]
-        for name in names:
-            if name == own_name:
-                break
         limit = self._config.cache.small_file_bytes
-        found: list[Digest] = []
-        for name in islice(names, 4 * window):
-            entry = level.entries[name]
-            if isinstance(entry, FileEntry) and entry.digest.size_bytes <= limit:
-                found.append(entry.digest)
-        return found[:window]
+        behind = islice(level.files_from(number + 1), 4 * window)
+        return list(islice((digest for digest in behind if digest.size_bytes <= limit), window))
 
     async def close(self) -> None:
         """Stop fetching."""
@@ -313,11 +302,7 @@ class Vfs:
         return level
 
     def _subdirectories(self, level: Level) -> list[Digest]:
-        wanted = (
-            entry.digest
-            for entry in level.entries.values()
-            if isinstance(entry, DirectoryEntry) and entry.digest not in self._levels
-        )
+        wanted = (digest for digest in level.directories() if digest not in self._levels)
         return list(islice(wanted, self._config.prefetch_directories))
 
     # Nodes
@@ -370,7 +355,7 @@ class Vfs:
         self, key: object, digest: Digest, level: Level, tree: Digest | None, path: bytes
     ) -> DirectoryNode:
         mode = stat.S_IFDIR | level.mode
-        node = self._new_node(DirectoryNode, key, mode, len(level.entries), level.mtime_ns)
+        node = self._new_node(DirectoryNode, key, mode, len(level), level.mtime_ns)
         node.digest, node.tree, node.path, node.window = digest, tree, path, self._config.first_window
         return node
 
