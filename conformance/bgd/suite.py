@@ -49,7 +49,8 @@ class Prober:
         shown: dict[str, dict[str, object]] = json.loads(self.bgd("capabilities"))
         functions = shown["cacheCapabilities"]["digestFunctions"]
         check("SHA256" in str(functions), f"digest functions {functions}")
-        return str(shown.get("highApiVersion"))
+        version = shown["highApiVersion"]
+        return f"{version}"
 
     def upload(self) -> None:
         """cas upload-file, upload-dir."""
@@ -74,7 +75,7 @@ class Prober:
         check(found and found[0].read_text() == "top\ndeep\n", f"the output file is not fetched: {text[-300:]}")
         (action,) = re.findall(r'Sent action=\[hash: "(\w+)"\s+size_bytes: (\d+)', text)
         self.digests["action"] = "/".join(action)
-        name = re.findall(r'name: "([^"]+)"', text)[-1]
+        name = str(re.findall(r'name: "([^"]+)"', text)[-1])
         self.digests["operation"] = name
         return name
 
