@@ -20,6 +20,7 @@ from tvix.cas.digest import Digest, digest_from_proto, digest_of, digest_to_prot
 from tvix.cas.interfaces import ActionKey
 from tvix.cas.memory import MemoryBlobStore, MemoryRecordStore
 from tvix.cas.sql import open_database
+from tvix.executor.grpc_admin import register_admin
 from tvix.executor.grpc_execution import register_execution
 from tvix.executor.grpc_operations import register_operations
 from tvix.executor.grpc_worker import register_workers
@@ -127,6 +128,7 @@ class World:
         register_execution(self.server, self.scheduler, update_seconds=self.update_seconds)
         register_operations(self.server, self.scheduler)
         register_workers(self.server, self.scheduler)
+        register_admin(self.server, self.scheduler)
         port = self.server.add_insecure_port("127.0.0.1:0")
         await self.server.start()
         self.channel = aio.insecure_channel(f"127.0.0.1:{port}")

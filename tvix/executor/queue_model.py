@@ -13,9 +13,9 @@ from tvix.executor.platform_policy import Offer, Property, Requirements
 class QueueConfig:
     """Times in seconds."""
 
-    heartbeat_seconds: float = 4.0
+    heartbeat_seconds: float = 3.0
     """How often workers say that they live."""
-    lease_timeout_seconds: float = 20.0
+    lease_timeout_seconds: float = 15.0
     """How long a worker may be silent, or away, before its leases are given to others."""
     abandon_seconds: float = 60.0
     """How long an operation lives that no client watches."""

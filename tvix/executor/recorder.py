@@ -6,12 +6,14 @@ import logging
 
 from remote_apis import remote_execution_pb2 as re_pb2
 from remote_apis import worker_pb2
+from tvix.cas.complete import ActionResultDigests
+from tvix.cas.digest import Digest
 from tvix.cas.interfaces import ActionCache, ActionKey, BlobStore
 from tvix.cas.tree import TreeWalker
-from tvix.errors import Internal, MissingBlobs, TvixError
+from tvix.errors import BlobNotFound, Internal, InvalidInput, MissingBlobs, TvixError
 from tvix.executor.dispatcher import Dispatcher, story
 from tvix.executor.job import Job
-from tvix.executor.results import is_cacheable, missing_outputs, normalize, status_response
+from tvix.executor.results import is_cacheable, normalize, status_response
 from tvix.rpc import error_from_status, status_from_error
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,10 @@ class Recorder:
         self._blobs = blobs
         self._cache = action_cache
         self._trees = trees
+        self._digests_of = ActionResultDigests(blobs, trees)
+
+    def __repr__(self) -> str:
+        return f"<Recorder of {self._dispatcher!r}>"
 
     async def record(self, job: Job, worker_id: str, finished: worker_pb2.Finished) -> None:
         """Complete or retry a job whose lease has ended; then let the worker forget it."""
@@ -59,7 +65,10 @@ class Recorder:
         if finished.retry:
             return response.status.message or response.message or "the worker gave up without a reason"
         if response.HasField("result"):
-            missing = await missing_outputs(response.result, job.digest.function, self._blobs, self._trees)
+            try:
+                missing = await self._missing_outputs(job, response.result)
+            except InvalidInput as error:
+                return f"its result is malformed: {error}"
             if missing:
                 return f"outputs were not uploaded: {MissingBlobs(missing)}"
         if isinstance(error_from_status(response.status), MissingBlobs):
@@ -67,6 +76,16 @@ class Recorder:
         if is_cacheable(response, job.checked.action):
             await self._cache.put(ActionKey(job.execution.instance_name, job.digest), response.result)
         return ""
+
+    async def _missing_outputs(self, job: Job, result: re_pb2.ActionResult) -> set[Digest]:
+        """Return the blobs that a result names, in trees too, and the store lacks."""
+        try:
+            needed = await self._digests_of(ActionKey(job.execution.instance_name, job.digest), result)
+        except BlobNotFound as error:
+            return {error.digest}
+        except MissingBlobs as error:
+            return set(error.digests)
+        return await self._blobs.find_missing(needed) if needed else set()
 
     async def _name_all_missing(self, job: Job, response: re_pb2.ExecuteResponse) -> None:
         """Add to a worker's missing blobs those it has not come across."""
