@@ -11,14 +11,16 @@ import pytest
 from tvix.executor.scratch import Scratch, remove_tree, run_blocking
 
 
-def test_claiming_makes_the_folder_and_empties_it(tmp_path: Path) -> None:
-    scratch = Scratch(tmp_path / "deep/scratch")
+def test_claiming_makes_the_folder_and_clears_what_a_predecessor_made(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "deep/scratch", "action", "mount")
     scratch.claim()
     first, second = scratch.new("action"), scratch.new("action")
     assert first != second
     (first / "file").touch()
+    (scratch.folder / "mount-7").mkdir()
+    (scratch.folder / "output").mkdir()
     scratch.claim()
-    assert list((tmp_path / "deep/scratch").iterdir()) == []
+    assert [path.name for path in (tmp_path / "deep/scratch").iterdir()] == ["output"], "not made by a Scratch"
 
 
 def test_trees_go_whatever_their_modes(tmp_path: Path) -> None:

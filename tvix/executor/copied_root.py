@@ -89,11 +89,11 @@ class _Plan:
 
 
 class CopiedBuildRoot(BuildRoot):
-    """Copies input trees into subfolders of a scratch folder, which it clears of leftovers first."""
+    """Copies input trees into subfolders `copied-N` of a scratch folder; clears it of a predecessor's first."""
 
     def __init__(self, blobs: BlobStore, scratch: Path, config: CopiedConfig | None = None) -> None:
         self._blobs = blobs
-        self._scratch = Scratch(scratch)
+        self._scratch = Scratch(scratch, "copied")
         self._config = config or CopiedConfig()
         self._slots = asyncio.Semaphore(self._config.concurrency)
         self._claim = asyncio.Lock()
@@ -120,7 +120,7 @@ class CopiedBuildRoot(BuildRoot):
             await run_blocking(remove_tree, folder)
 
     async def close(self) -> None:
-        """Remove the scratch folder's contents."""
+        """Remove all copies."""
         if self._claimed:
             await run_blocking(self._scratch.claim)
 

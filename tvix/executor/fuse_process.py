@@ -172,6 +172,7 @@ def main(arguments: Sequence[str] | None = None, open_blobs: OpenStore = open_st
         return
     # The terminal's interrupt is for the worker, which ends its actions before it ends the mount.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     control = socket.socket(fileno=options.control)
     control.setblocking(False)
     asyncio.run(serve(options.mountpoint, options.store, control, open_blobs))

@@ -54,13 +54,13 @@ class FuseRoot(OpenRoot):
 
 
 class FuseBuildRoot(BuildRoot):
-    """Mounts input trees below a scratch folder, which it clears of leftovers first.
+    """Mounts input trees below a scratch folder; clears it of a predecessor's mounts and folders first.
 
     Best used by a process that called `mounts.enter_private_namespace`: then its mounts end with it.
     """
 
     def __init__(self, scratch: Path, config: FuseConfig) -> None:
-        self._scratch = Scratch(scratch)
+        self._scratch = Scratch(scratch, "mount", "action")
         self._config = config
         self._mount: MountProcess | None = None
         self._starting = asyncio.Lock()
@@ -68,6 +68,10 @@ class FuseBuildRoot(BuildRoot):
 
     def __repr__(self) -> str:
         return f"<FuseBuildRoot {self._scratch.folder} {self._mount}>"
+
+    async def start(self) -> None:
+        """Start the mount, which the first action would wait half a second for otherwise."""
+        await self.mount()
 
     async def mount(self) -> MountProcess:
         """Return the mount, started if there is none alive. Raises Unavailable when it cannot be."""
@@ -106,7 +110,7 @@ class FuseBuildRoot(BuildRoot):
             mount.close_tree(handle)
 
     async def close(self) -> None:
-        """Unmount everything and remove the scratch folder's contents."""
+        """Unmount everything and remove its folders."""
         async with self._starting:
             mount, self._mount = self._mount, None
             if mount is not None:

@@ -82,6 +82,10 @@ class OpenRoot(ABC):
 class BuildRoot(ABC):
     """Makes input trees visible as directories. One instance serves all actions of a worker."""
 
+    async def start(self) -> None:
+        """Get ready, so that the first action need not wait. Optional; Unavailable if it cannot be now."""
+        return None
+
     @abstractmethod
     def open(self, input_root: Digest) -> AbstractAsyncContextManager[OpenRoot]:
         """Show the tree below a fresh directory; nothing of it is left when the context ends.
@@ -162,8 +166,8 @@ class Sandbox(ABC):
     name: str
     """`bubblewrap`, `oci` or `none`."""
 
-    def why_not(self) -> str:
-        """Return why this does not work on this machine, empty if it does. Blocking: tries it."""
+    async def why_not(self) -> str:
+        """Try whether this works on this machine; return why it does not, empty if it does."""
         return ""
 
     @abstractmethod

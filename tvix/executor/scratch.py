@@ -36,27 +36,32 @@ async def run_blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwar
 
 
 class Scratch:
-    """Hands out empty subfolders of `folder`, which belongs to one process at a time."""
+    """Hands out empty subfolders of `folder`; of each of `kinds`, one process at a time makes them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *kinds: str) -> None:
         self.folder = folder
+        self._kinds = kinds
         self._numbers = itertools.count(1)
 
     def __repr__(self) -> str:
         return f"<Scratch {self.folder}>"
 
     def claim(self) -> None:
-        """Make the folder and clear what a predecessor left: mounts first, since files lie beneath them."""
+        """Make the folder and clear what a predecessor left: mounts first, since files lie beneath them.
+
+        What is not named as `new` names things stays.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder = self.folder.resolve()
         self.folder.chmod(0o755)
-        for mountpoint in mounts_below(self.folder):
-            detach(mountpoint)
         for leftover in self.folder.iterdir():
-            remove_tree(leftover)
+            if leftover.name.rpartition("-")[0] in self._kinds:
+                for mountpoint in mounts_below(leftover):
+                    detach(mountpoint)
+                remove_tree(leftover)
 
     def new(self, kind: str) -> Path:
-        """Return a new empty folder, named after `kind` and a number."""
+        """Return a new empty folder, named after `kind`, one of the kinds, and a number."""
         path = self.folder / f"{kind}-{next(self._numbers)}"
         path.mkdir()
         return path
