@@ -8,13 +8,13 @@ are relative shares. Shards are known by name: their order, and where they are, 
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, TypeVar
 
+from tvix.cas.concurrently import all_of
 from tvix.cas.digest import Digest
 from tvix.cas.interfaces import BlobStore
 from tvix.errors import InvalidInput, TvixError
@@ -61,15 +61,7 @@ class ShardedBlobStore(BlobStore):
 
     async def _each(self, calls: dict[int, Coroutine[Any, Any, T]]) -> list[T]:
         """Run one call per shard at the same time; the first that fails is what fails."""
-        if len(calls) == 1:
-            (index, call), *_ = calls.items()
-            return [await self._named(index, call)]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._named(index, call)) for index, call in calls.items()]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
+        return await all_of([self._named(index, call) for index, call in calls.items()])
 
     async def _named(self, index: int, call: Coroutine[Any, Any, T]) -> T:
         try:
