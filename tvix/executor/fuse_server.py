@@ -154,16 +154,20 @@ class FuseServer:
     def _wait(self, request: Request, answer: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(self._guarded(request, answer))
         self._waiting[request.unique] = task
-        task.add_done_callback(lambda _: self._waiting.pop(request.unique, None))
+        task.add_done_callback(lambda done: self._answered(request, answer, done))
+
+    def _answered(self, request: Request, answer: Coroutine[Any, Any, None], task: asyncio.Task[None]) -> None:
+        del self._waiting[request.unique]
+        if task.cancelled():
+            # Here and not in the task: one that is cancelled before its first step never runs.
+            answer.close()
+            self._reply_error(request, errno.EINTR)
 
     async def _guarded(self, request: Request, answer: Coroutine[Any, Any, None]) -> None:
         try:
             await answer
         except TvixError as error:
             self._fail(request, error)
-        except asyncio.CancelledError:
-            self._reply_error(request, errno.EINTR)
-            raise
         except Exception as error:
             logger.exception("fuse_request opcode=%s node=%s", request.opcode, request.node)
             self._fail(request, error)
