@@ -112,3 +112,15 @@ def render_metrics() -> bytes:
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
+
+
+def action_cache_lookups() -> tuple[int, int]:
+    """Return how many look-ups of action results hit and missed, in all processes since the server started."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    labels = {"store": "actions", "method": "get"}
+    hits, misses = (
+        registry.get_sample_value("tvix_store_blobs_total", {**labels, "outcome": outcome}) or 0
+        for outcome in ("hit", "miss")
+    )
+    return int(hits), int(misses)

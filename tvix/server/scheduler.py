@@ -11,13 +11,17 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from remote_apis import admin_pb2
 from tvix.cas.capabilities import CapabilitiesConfig
+from tvix.cas.disk.store import DiskBlobStore
 from tvix.cas.logstream import LogStreams
 from tvix.cas.services import CasServices, add_cas_services
 from tvix.executor.admission import Timeouts
+from tvix.executor.grpc_admin import register_admin
 from tvix.executor.grpc_execution import register_execution
 from tvix.executor.grpc_operations import register_operations
 from tvix.executor.grpc_worker import register_workers
+from tvix.executor.metrics import SchedulerMetrics
 from tvix.executor.operations_store import OperationsStore
 from tvix.executor.platform_policy import Kind, PlatformPolicy, Rule
 from tvix.executor.queue_model import QueueConfig
@@ -25,7 +29,7 @@ from tvix.executor.scheduler import Scheduler, SchedulerConfig
 from tvix.http2.server import GrpcServer
 from tvix.server.child import Child, run_child
 from tvix.server.config import ExecutionSection
-from tvix.server.metrics import CallMeter, keep_metering
+from tvix.server.metrics import CallMeter, action_cache_lookups, keep_metering
 from tvix.server.stores import Stores, open_stores
 
 CUT_SECONDS = 1.0
@@ -71,6 +75,21 @@ async def running_scheduler(child: Child, stores: Stores, streams: LogStreams) -
         await operations.close()
 
 
+async def add_store_status(status: admin_pb2.Status, blobs: DiskBlobStore) -> None:
+    """Add to a status what the scheduler does not know: the store, and look-ups made through the fronts."""
+    disk = blobs.statistics()
+    status.stores.add(
+        name=str(blobs.config.path),
+        blobs=disk.blobs,
+        used_bytes=disk.used_bytes,
+        max_bytes=disk.max_size_bytes or 0,
+        free_disk_bytes=disk.free_bytes,
+        evicted_blobs=disk.evictions,
+    )
+    lookups = await asyncio.to_thread(action_cache_lookups)
+    status.counters.cache_hits, status.counters.cache_misses = lookups
+
+
 async def main(child: Child) -> None:
     """Run the process."""
     async with AsyncExitStack() as stack:
@@ -88,6 +107,7 @@ async def main(child: Child) -> None:
             register_execution(server, scheduler)
             register_operations(server, scheduler)
             register_workers(server, scheduler)
+        register_admin(server, scheduler, lambda status: add_store_status(status, stores.blobs))
         server.add_unix_socket(str(child.config.state.scheduler_socket))
         await server.start()
         stack.push_async_callback(server.stop, CUT_SECONDS)
@@ -96,6 +116,7 @@ async def main(child: Child) -> None:
             background = [
                 tasks.create_task(stores.blobs.evict_loop()),
                 tasks.create_task(keep_metering(meter, child.assignment.name)),
+                tasks.create_task(SchedulerMetrics(scheduler).keep_updating()),
             ]
             await child.draining.wait()
             for task in background:
