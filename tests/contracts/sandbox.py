@@ -71,6 +71,12 @@ def root(tmp_path: Path) -> Path:
 class SandboxContract:
     """For all sandboxes."""
 
+    added_variables: frozenset[str] = frozenset()
+    """What the sandbox adds to the environment when the command does not set it."""
+
+    start_seconds = 0.3
+    """In which a command starts for sure."""
+
     async def test_output_and_exit_code(self, sandbox: Sandbox, root: Path) -> None:
         ran = await shell(sandbox, root, "echo out; echo err >&2; exit 7")
         assert (ran.exit_code, ran.stdout, ran.stderr) == (7, "out\n", "err\n")
@@ -98,19 +104,21 @@ class SandboxContract:
     async def test_unknown_program_is_127(self, sandbox: Sandbox, root: Path) -> None:
         for name in ("no-such-program", "./no/such", "/no/such"):
             ran = await run(sandbox, host_process(root, name))
-            assert (ran.exit_code, ran.stderr) == (127, f"tvix: {name}: command not found\n")
+            assert ran.exit_code == 127
+            assert ran.stderr.endswith(f"tvix: {name}: command not found\n")
 
     async def test_file_that_is_no_program_is_126(self, sandbox: Sandbox, root: Path) -> None:
         (root / "data").write_text("x")
         ran = await run(sandbox, host_process(root, "./data"))
-        assert (ran.exit_code, ran.stderr) == (126, "tvix: ./data: Permission denied\n")
+        assert ran.exit_code == 126
+        assert ran.stderr.endswith("tvix: ./data: Permission denied\n")
 
     async def test_environment_is_exact(self, sandbox: Sandbox, root: Path) -> None:
         wanted = {"A": "1", "B": "two words\nand lines", "EMPTY": "", "PATH": PATH, "LD_PRELOAD": "", "ÄÖ": "ü"}
         ran = await run(sandbox, host_process(root, "env", "-0", env=wanted))
         seen = dict(item.split("=", 1) for item in ran.stdout.rstrip("\0").split("\0"))
-        seen.pop("PWD", None)
-        assert seen == wanted
+        assert {name: value for name, value in seen.items() if name not in self.added_variables} == wanted
+        assert seen.keys() - wanted.keys() == self.added_variables
 
     async def test_pwd_of_the_command_is_kept(self, sandbox: Sandbox, root: Path) -> None:
         ran = await run(sandbox, host_process(root, "env", env={"PATH": PATH, "PWD": "/proc/self/cwd"}))
@@ -142,7 +150,7 @@ class SandboxContract:
     async def test_timeout_kills_the_whole_tree(self, sandbox: Sandbox, root: Path) -> None:
         marker = f"31536000.{os.getpid()}{id(root)}"
         script = f"echo partial; (setsid sleep {marker} &); nohup sleep {marker} & sleep {marker}"
-        ran = await shell(sandbox, root, script, Limits(wall_seconds=0.3))
+        ran = await shell(sandbox, root, script, Limits(wall_seconds=self.start_seconds))
         assert ran.ended.timed_out
         assert (ran.exit_code, ran.stdout) == (137, "partial\n")
         assert alive(marker) == []
@@ -168,7 +176,8 @@ class SandboxContract:
 
         process = host_process(root, "sh", "-c", f"(setsid sleep {marker} &) ; echo up; sleep {marker}")
         running = asyncio.create_task(sandbox.run(process, Started(), Recorded()))
-        await started.wait()
+        async with asyncio.timeout(20):
+            await started.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running

@@ -38,6 +38,8 @@ def sandbox() -> BubblewrapSandbox:
 class TestSandbox(SandboxContract):
     """What all sandboxes promise."""
 
+    added_variables = frozenset({"PWD"})
+
 
 class TestIsolation(IsolationContract):
     """Nothing of the host."""

@@ -20,14 +20,11 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from tvix.errors import FailedPrecondition, Unavailable
-from tvix.executor.command import DEFAULT_PATH
+from tvix.executor.host_tools import BUILD_DIRECTORY, NETWORK_FILES, shown_paths
 from tvix.executor.interfaces import Exit, Output, Process, Profile, Sandbox, Usage
 from tvix.executor.mount_points import mount_points
 from tvix.executor.sandbox import (
@@ -40,35 +37,10 @@ from tvix.executor.sandbox import (
     report_unstartable,
     run_program,
     usage_from_rusage,
+    why_true_fails,
 )
-
-BUILD_DIRECTORY = "/build"
-"""Where the input root is when the host's tools are used; the same for every action and worker."""
 
 HOST_NAME = "tvix"
-SYSTEM_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix/store")
-SYSTEM_FILES = (
-    "alternatives",
-    "ca-certificates",
-    "ca-certificates.conf",
-    "group",
-    "host.conf",
-    "hosts",
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "localtime",
-    "mime.types",
-    "nsswitch.conf",
-    "passwd",
-    "perl",
-    "pki",
-    "protocols",
-    "services",
-    "ssl",
-    "timezone",
-)
-"""Of /etc. `resolv.conf` comes on top when the network is on."""
 _STATUS_FD = 9
 _MAX_BWRAP_ARGUMENTS = 9000
 """bwrap 0.8 refuses more."""
@@ -105,24 +77,16 @@ class BubblewrapSandbox(Sandbox):
     def __repr__(self) -> str:
         return f"<BubblewrapSandbox {self._program}>"
 
-    def why_not(self) -> str:
-        with tempfile.TemporaryDirectory() as folder:
-            process = Process(["true"], {"PATH": DEFAULT_PATH}, Path(folder), "", Profile.HOST_TOOLS)
-            # The arguments name a descriptor for the status; standard error will do.
-            arguments = [str(2) if argument == str(_STATUS_FD) else argument for argument in self._arguments(process)]
-            tried = subprocess.run(arguments, capture_output=True, check=False, stdin=subprocess.DEVNULL)
-        return "" if tried.returncode == 0 else tried.stderr.decode(errors="replace").strip()
+    async def why_not(self) -> str:
+        return await why_true_fails(self)
 
     def _host_tools_arguments(self) -> tuple[str, ...]:
         arguments: list[str] = []
-        for directory in (*SYSTEM_DIRECTORIES, *self._config.extra_read_only):
-            if os.path.islink(directory):
-                arguments += ("--symlink", os.readlink(directory), directory)
-            elif os.path.exists(directory):
-                arguments += ("--ro-bind", directory, directory)
-        for name in SYSTEM_FILES:
-            if os.path.exists(f"/etc/{name}"):
-                arguments += ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
+        for path, link_target in shown_paths(self._config.extra_read_only):
+            if link_target is not None:
+                arguments += ("--symlink", link_target, path)
+            else:
+                arguments += ("--ro-bind-try", path, path)
         return tuple(arguments)
 
     async def run(self, process: Process, stdout: Output, stderr: Output) -> Exit:
@@ -157,7 +121,8 @@ class BubblewrapSandbox(Sandbox):
             working_root = self._config.build_directory
             arguments += self._host_tools
             if process.network:
-                arguments += ("--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf")
+                for path in NETWORK_FILES:
+                    arguments += ("--ro-bind-try", path, path)
             arguments += ("--bind", str(process.root), working_root)
         arguments += ("--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp")
         arguments += ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")

@@ -14,12 +14,15 @@ import ctypes
 import os
 import resource
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from tvix.errors import Unavailable
-from tvix.executor.interfaces import Output, Process, Usage
+from tvix.errors import TvixError, Unavailable
+from tvix.executor.command import DEFAULT_PATH
+from tvix.executor.interfaces import Output, Process, Profile, Sandbox, Usage
 
 PIPE_READ_BYTES = 256 * 1024
 KILL_GRACE_SECONDS = 30.0
@@ -272,6 +275,17 @@ async def _wait_killed(exited: _Exit) -> None:
             raise Unavailable(f"process {exited.pid} did not die within {KILL_GRACE_SECONDS:.0f} s of being killed")
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait((exited.future,), timeout=1.0)
+
+
+async def why_true_fails(sandbox: Sandbox) -> str:
+    """Return why `true` does not run in a sandbox, empty if it does."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = Process(["true"], {"PATH": DEFAULT_PATH}, Path(folder), "", Profile.HOST_TOOLS)
+        try:
+            ended = await sandbox.run(process, NullOutput(), NullOutput())
+        except TvixError as error:
+            return str(error)
+    return "" if ended.exit_code == 0 else f"`true` ends with exit code {ended.exit_code}"
 
 
 def report_unstartable(process: Process, reason: str, stderr: Output) -> int:

@@ -1,52 +1,59 @@
-"""Chooses the sandbox. Blocking calls."""
+"""Chooses the sandbox."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from tvix.errors import FailedPrecondition
 from tvix.executor.bubblewrap import BubblewrapSandbox
 from tvix.executor.interfaces import Sandbox
+from tvix.executor.oci import OciConfig, OciSandbox
 from tvix.executor.unconfined import UnconfinedSandbox
 
 log = logging.getLogger(__name__)
 
 SandboxKind = Literal["auto", "bubblewrap", "oci", "none"]
-
-_MAKERS: dict[str, Callable[[], Sandbox]] = {
-    "bubblewrap": BubblewrapSandbox,
-    "none": UnconfinedSandbox,
-}
+AUTOMATIC: tuple[SandboxKind, ...] = ("bubblewrap", "oci")
+"""What `auto` tries, in this order. Not `none`: running strangers' commands unconfined is the operator's decision."""
 
 
-def make_sandbox(kind: SandboxKind = "auto") -> Sandbox:
-    """Return the sandbox of a kind, having tried whether it works; `auto` takes the first that isolates.
+async def make_sandbox(kind: SandboxKind, scratch: Path) -> Sandbox:
+    """Return the sandbox of a kind, having tried whether it works; `auto` takes the first that does.
 
-    FailedPrecondition says why it does not work and what to do. `auto` never falls back to `none`:
-    running strangers' commands unconfined is the operator's decision.
+    `scratch` is a folder for the sandbox alone; what is in it is removed. FailedPrecondition says why it does
+    not work and what to do.
     """
     if kind != "auto":
-        return _try(kind)
-    reasons = []
-    for candidate in _MAKERS:
-        if candidate != "none":
-            try:
-                return _try(candidate)
-            except FailedPrecondition as error:
-                reasons.append(f"{candidate}: {error}")
-    raise FailedPrecondition(
-        "no sandbox works here: "
-        + "; ".join(reasons)
-        + ". Install bubblewrap, or choose `none` if you trust all actions"
-    )
+        return await _tried(kind, scratch)
+    reasons: dict[str, str] = {}
+    for candidate in AUTOMATIC:
+        try:
+            return await _tried(candidate, scratch)
+        except FailedPrecondition as error:
+            reasons[candidate] = str(error)
+    raise FailedPrecondition(_nothing_works(reasons))
 
 
-def _try(kind: str) -> Sandbox:
-    sandbox = _MAKERS[kind]()
-    reason = sandbox.why_not()
+def _nothing_works(reasons: Mapping[str, str]) -> str:
+    tried = "; ".join(f"{kind}: {reason}" for kind, reason in reasons.items())
+    return f"no sandbox works here ({tried}). Install bubblewrap, or choose `none` if you trust all actions"
+
+
+async def _tried(kind: SandboxKind, scratch: Path) -> Sandbox:
+    sandbox = _make(kind, scratch)
+    reason = await sandbox.why_not()
     if reason:
         raise FailedPrecondition(f"sandbox {kind} does not work here: {reason}")
-    log.info("sandbox=%s", sandbox)
+    log.info("sandbox=%r", sandbox)
     return sandbox
+
+
+def _make(kind: SandboxKind, scratch: Path) -> Sandbox:
+    if kind == "bubblewrap":
+        return BubblewrapSandbox()
+    if kind == "oci":
+        return OciSandbox(OciConfig(scratch))
+    return UnconfinedSandbox()

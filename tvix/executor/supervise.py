@@ -5,9 +5,9 @@ descriptor FD refers to; how it ended is written over it. Everything that the pr
 it detaches itself, is a descendant of this process, which adopts orphans, and is killed when the
 program ends, when SIGTERM comes, and when the worker dies.
 
-Input: arguments, environment, directory, root (a folder to make `/`, or null), parent (the worker's
-process id). Output: exit_code, error (why the program could not be started, else empty), user_seconds,
-system_seconds, peak_memory_bytes.
+Input: arguments, environment, directory, root (a folder to make `/`, or null), hidden (folders to show
+empty), parent (the worker's process id). Output: exit_code, error (why the program could not be
+started, else empty), user_seconds, system_seconds, peak_memory_bytes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -84,6 +85,7 @@ def _become(job: dict[str, Any], failure: int) -> NoReturn:
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             with contextlib.suppress(OSError):
                 signal.signal(number, signal.SIG_DFL)
+        _hide(job.get("hidden", ()))
         if job["root"] is not None:
             _change_root(job["root"])
         os.chdir(job["directory"])
@@ -109,12 +111,23 @@ def _execute(arguments: list[str], environment: dict[str, str]) -> None:
 
 def _change_root(root: str) -> None:
     """Make a folder `/`, with the host's /dev, a /proc and an empty /tmp that only the program sees."""
-    _check(_libc.unshare(CLONE_NEWNS), "unshare")
-    _mount(None, "/", None, MS_REC | MS_PRIVATE)
+    _unshare_mounts()
     _mount("/dev", f"{root}/dev", None, MS_BIND | MS_REC)
     _mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV)
     _mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
     os.chroot(root)
+
+
+def _hide(folders: Sequence[str]) -> None:
+    if folders:
+        _unshare_mounts()
+    for folder in folders:
+        _mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV)
+
+
+def _unshare_mounts() -> None:
+    _check(_libc.unshare(CLONE_NEWNS), "unshare")
+    _mount(None, "/", None, MS_REC | MS_PRIVATE)
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
