@@ -7,6 +7,7 @@ process takes in the same changes in the same order. Whoever appends catches up 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,12 +20,15 @@ from tvix.cas.disk.index import Index
 from tvix.cas.disk.journal import RECORD_BYTES, Journal, encode, encode_note
 from tvix.cas.disk.location import OWN_FILE, unpack_location
 
+log = logging.getLogger(__name__)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 EMPTY_BLOBS = frozenset(EMPTY.values())
-_TOUCH_DELAY_SECONDS = 5.0
-"""Uses are written to the journal together, this long after the first."""
+_TOUCH_DELAY_SECONDS = 0.5
+"""Uses are written to the journal together, this long after the first; until then an evictor in
+another process does not know of them."""
 
 
 class Catalog:
@@ -90,11 +94,9 @@ class Catalog:
         return missing - EMPTY_BLOBS if missing else missing
 
     def use(self, digest: Digest) -> int | None:
-        """Return the blob's location, None if absent; note the use. Does not catch up when present."""
+        """Return the blob's location, None if absent; note the use."""
+        self.catch_up()
         location = self.index.blobs.get(digest)
-        if location is None:
-            self.catch_up()
-            location = self.index.blobs.get(digest)
         if location is not None and digest not in self._recent:
             self.note_use({digest})
         return location
@@ -130,16 +132,17 @@ class Catalog:
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
 
-    async def lost(self, digest: Digest, location: int) -> None:
-        """Strike out a blob whose bytes are gone from the disk, or the whole pack that is gone."""
+    async def lost(self, digest: Digest, location: int, *, with_pack: bool = False) -> None:
+        """Strike out a blob whose bytes are gone from the disk; `with_pack`: with all in its pack."""
         self.catch_up()
         if self.index.blobs.get(digest) != location:
             return
+        log.warning("digest=%s is gone from the disk", digest)
         pack = unpack_location(location).pack
-        if pack == OWN_FILE:
-            await self.append(encode(journal.EVICT, digest, location, self.now()))
-        else:
+        if with_pack and pack != OWN_FILE:
             await self.append(encode_note(journal.DROP_PACK, pack, self.now()))
+        else:
+            await self.append(encode(journal.EVICT, digest, location, self.now()))
 
     async def close(self) -> None:
         """Write what is due and end the threads."""

@@ -46,7 +46,8 @@ ROOM = 6
 MOVED = 7
 """The journal goes on in its successor."""
 CLEAN = 8
-"""The last process closed the store in good order, all data flushed."""
+"""The last process closed the store in good order. `location` is 0 if all data was flushed then, else
+the kernel's boot id as a number: good only until the machine restarts."""
 HEADER = 9
 """First record: version in `size`, generation and start in `location`."""
 

@@ -45,7 +45,7 @@ class LargeWriter:
         self._pending = b""
         self._frames: list[tuple[int, int]] = []
         self._stored_bytes = 0
-        self._file = OpenFile(temp_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        self._file: OpenFile | None = None
 
     def add(self, chunks: Sequence[bytes]) -> None:
         """Take in bytes. DigestMismatch as soon as there are more than the digest says."""
@@ -77,11 +77,22 @@ class LargeWriter:
             done += len(content)
         self._pending = bytes(data[done:])
 
+    def _open(self) -> OpenFile:
+        if self._file is None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            try:
+                self._file = OpenFile(self._temp_path, flags)
+            except FileNotFoundError:  # somebody has emptied the store's folder
+                self._temp_path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = OpenFile(self._temp_path, flags)
+        return self._file
+
     def _write(self, buffers: Sequence[bytes | memoryview]) -> None:
+        fd = self._open().fd
         for buffer in buffers:
             rest = memoryview(buffer)
             while rest:
-                rest = rest[os.write(self._file.fd, rest) :]
+                rest = rest[os.write(fd, rest) :]
             self._stored_bytes += len(buffer)
 
     def finish(self, *, flush: bool = False) -> int:
@@ -93,7 +104,7 @@ class LargeWriter:
         if self._compressor is not None:
             self._write([encode_table(self._frames)])
         if flush:
-            os.fdatasync(self._file.fd)
+            os.fdatasync(self._open().fd)
         codec = IDENTITY if self._compressor is None else ZSTD
         location = pack_location(OWN_FILE, secrets.randbelow(MAX_FILE_NUMBER + 1), self._stored_bytes, codec)
         path = path_of(self._folder, self._digest, location)
@@ -145,7 +156,9 @@ def read_frames(file: OpenFile, table: FrameTable, start: int, end: int) -> Iter
         start = last
 
 
-def decompress(decompressor: zstandard.ZstdDecompressor, frame: bytes, size_bytes: int) -> bytes:
+def decompress(
+    decompressor: zstandard.ZstdDecompressor, frame: bytes | bytearray | memoryview, size_bytes: int
+) -> bytes:
     """Return a frame's content; CorruptData unless it is `size_bytes` long."""
     try:
         content = decompressor.decompress(frame, max_output_size=size_bytes)

@@ -24,6 +24,9 @@ _OFFSET_MASK = (1 << 40) - 1
 _PACK_MASK = (1 << 32) - 1
 _CODEC_MASK = 15
 
+PLACE_MASK = (1 << _CODEC_SHIFT) - 1
+"""What of a location says where: pack, then offset; sorts by position on disk."""
+
 MAX_FILE_NUMBER = _OFFSET_MASK
 BLOCK_BYTES = 4096
 

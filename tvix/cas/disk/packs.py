@@ -34,9 +34,14 @@ class OpenFile:
         self.fd = -1
         self.fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
 
+    def close(self) -> None:
+        """Close now rather than when nobody holds it."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
     def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
+        self.close()
 
 
 def read_exactly(fd: int, size_bytes: int, offset: int) -> bytes:
@@ -54,7 +59,7 @@ def read_exactly(fd: int, size_bytes: int, offset: int) -> bytes:
     return whole
 
 
-def read_cached(fd: int, size_bytes: int, offset: int) -> bytes | None:
+def read_cached(fd: int, size_bytes: int, offset: int) -> bytearray | None:
     """Return the bytes at `offset` if the kernel has them in memory, else None. Never waits for a disk."""
     buffer = bytearray(size_bytes)
     try:
@@ -63,7 +68,7 @@ def read_cached(fd: int, size_bytes: int, offset: int) -> bytes | None:
         if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             return None
         raise
-    return bytes(buffer) if count == size_bytes else None
+    return buffer if count == size_bytes else None
 
 
 class PackReader:
@@ -94,8 +99,10 @@ class PackReader:
 class PackWriter:
     """Appends to this process's open pack. For any thread."""
 
-    def __init__(self, folder: Path, pack_bytes: int) -> None:
+    def __init__(self, folder: Path, pack_bytes: int, *, flushed: bool = True) -> None:
+        """`flushed`: `flush` will be called from time to time."""
         self._folder = folder
+        self._flushed = flushed
         self._pack_bytes = pack_bytes
         self._lock = threading.Lock()
         self._file: OpenFile | None = None
@@ -109,21 +116,24 @@ class PackWriter:
         Raises OSError when the disk is full; then nothing was written.
         """
         with self._lock:
-            if self._file is None or self._end >= self._pack_bytes:
+            file = self._file
+            if file is None or self._end >= self._pack_bytes or os.fstat(file.fd).st_nlink == 0:
                 self._seal()
-                self._file = self._adopt() or self._create()
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._file = file = self._adopt() or self._create()
             offsets = []
             end = self._end
             for blob in blobs:
                 offsets.append(end)
                 end += len(blob)
             try:
-                self._write(self._file.fd, blobs)
+                self._write(file.fd, blobs)
             except OSError:
-                os.ftruncate(self._file.fd, self._end)
+                os.ftruncate(file.fd, self._end)
                 raise
             self._end = end
-            self._unflushed.add(self._file)
+            if self._flushed:
+                self._unflushed.add(file)
             return self._pack, offsets
 
     @staticmethod
@@ -161,6 +171,8 @@ class PackWriter:
         return lock_pack(path, os.O_WRONLY | os.O_APPEND)
 
     def _seal(self) -> None:
+        if self._file is not None:
+            fcntl.flock(self._file.fd, fcntl.LOCK_UN)  # it may stay open until the next flush
         self._file = None
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tvix.cas.digest import Digest
 from tvix.cas.disk import large_files
 from tvix.cas.disk.catalog import EMPTY_BLOBS, Catalog
 from tvix.cas.disk.frames import FrameTable
-from tvix.cas.disk.location import IDENTITY, OWN_FILE, ZSTD, Location, unpack_location
+from tvix.cas.disk.location import IDENTITY, OWN_FILE, PLACE_MASK, ZSTD, Location, pack_location, unpack_location
 from tvix.cas.disk.packs import OpenFile, PackReader, read_cached, read_exactly
 from tvix.errors import BlobNotFound, CorruptData, OutOfRange
 
@@ -21,6 +21,8 @@ _PIECES_PER_HOP = 2
 """Pieces of 1 MiB read per hop to a thread; a hop costs some 50 µs, memory counts per stream."""
 _MAX_LOOP_BYTES = 1024 * 1024
 """Content that one call reads on the event loop, from the page cache."""
+_MAX_GAP_BYTES = 4096
+"""Blobs this near to each other are read together."""
 
 
 class Reader:
@@ -59,26 +61,24 @@ class Reader:
                     return self._packs.get(location.pack), location
                 path = large_files.path_of(self._folder, digest, packed)
                 return await self._catalog.run(_open_whole, path, location.stored_bytes), location
-            except (FileNotFoundError, CorruptData):
-                self._catalog.catch_up()
-                if self._catalog.index.blobs.get(digest) == packed:
-                    await self._catalog.lost(digest, packed)
+            except (FileNotFoundError, CorruptData) as error:
+                await self._catalog.lost(digest, packed, with_pack=isinstance(error, FileNotFoundError))
         raise BlobNotFound(digest)
 
     async def _read_packed(self, digest: Digest, file: OpenFile, location: Location, start: int, end: int) -> bytes:
         _, offset, stored_bytes, codec = location
         if codec == IDENTITY:
             offset, stored_bytes = offset + start, end - start
-        data = read_cached(file.fd, stored_bytes, offset)
-        if data is None:
-            try:
+        data: bytes | bytearray | None = read_cached(file.fd, stored_bytes, offset)
+        try:
+            if data is None:
                 data = await self._catalog.run(read_exactly, file.fd, stored_bytes, offset)
-            except CorruptData:
-                await self._catalog.lost(digest, self._catalog.index.blobs.get(digest, 0))
-                raise BlobNotFound(digest) from None
-        if codec == IDENTITY:
-            return data
-        return large_files.decompress(self._decompressor, data, digest.size_bytes)[start:end]
+            if codec == IDENTITY:
+                return bytes(data)
+            return large_files.decompress(self._decompressor, data, digest.size_bytes)[start:end]
+        except CorruptData:
+            await self._catalog.lost(digest, pack_location(*location))
+            raise BlobNotFound(digest) from None
 
     async def _read_plain(
         self, digest: Digest, file: OpenFile, location: Location, start: int, end: int
@@ -103,33 +103,52 @@ class Reader:
         blobs = self._catalog.index.blobs
         contents: list[bytes | None] = [None] * len(digests)
         waiting: list[int] = []
-        budget = _MAX_LOOP_BYTES
+        packed: list[tuple[int, int]] = []
+        size_bytes = 0
         for number, digest in enumerate(digests):
-            packed = blobs.get(digest)
-            if packed is None:
+            location = blobs.get(digest)
+            if location is None:
                 contents[number] = b"" if digest in EMPTY_BLOBS else None
                 continue
-            budget -= digest.size_bytes
-            content = self._get_cached(digest, packed) if budget > 0 else None
-            if content is None:
-                waiting.append(number)
+            size_bytes += digest.size_bytes
+            if digest.size_bytes <= self._catalog.config.small_blob_bytes:
+                packed.append((location & PLACE_MASK, number))
             else:
-                contents[number] = content
+                waiting.append(number)
+        if waiting or size_bytes > _MAX_LOOP_BYTES:
+            waiting += [number for _, number in packed]
+        else:
+            packed.sort()
+            for run in _runs(packed, digests, blobs):
+                if not self._get_cached(run, digests, contents):
+                    waiting += [number for number, _ in run]
         if waiting:
             await self._get_waiting(digests, contents, waiting)
         return contents
 
-    def _get_cached(self, digest: Digest, packed: int) -> bytes | None:
-        pack, offset, stored_bytes, codec = unpack_location(packed)
+    def _get_cached(self, run: _Run, digests: Sequence[Digest], contents: list[bytes | None]) -> bool:
+        """Fill in what one read of the page cache gives; False if the kernel would have to wait."""
+        pack, start, _, _ = run[0][1]
         if pack == OWN_FILE:
-            return None
+            return False
+        _, last_offset, last_bytes, _ = run[-1][1]
         try:
-            data = read_cached(self._packs.get(pack).fd, stored_bytes, offset)
+            data = read_cached(self._packs.get(pack).fd, last_offset + last_bytes - start, start)
         except FileNotFoundError:
-            return None
-        if codec == IDENTITY or data is None:
-            return data
-        return large_files.decompress(self._decompressor, data, digest.size_bytes)
+            return False
+        if data is None:
+            return False
+        view = memoryview(data)
+        for number, (_, offset, stored_bytes, codec) in run:
+            stored = view[offset - start : offset - start + stored_bytes]
+            if codec == IDENTITY:
+                contents[number] = bytes(stored)
+                continue
+            try:
+                contents[number] = large_files.decompress(self._decompressor, stored, digests[number].size_bytes)
+            except CorruptData:
+                return False
+        return True
 
     async def _get_waiting(self, digests: Sequence[Digest], contents: list[bytes | None], waiting: list[int]) -> None:
         """Fill in the contents at these numbers: all in one thread, what fails there one by one."""
@@ -183,6 +202,28 @@ class Reader:
         for number in range(first, len(table.starts) - 1):
             position, end = table.starts[number], table.starts[number + 1]
             yield await self._catalog.run(read_exactly, file.fd, end - position, position)
+
+
+_Run = list[tuple[int, Location]]
+"""Numbers of blobs that lie next to each other in one pack, in order of their offsets."""
+
+
+def _runs(packed: list[tuple[int, int]], digests: Sequence[Digest], blobs: Mapping[Digest, int]) -> Iterator[_Run]:
+    """Yield sorted blobs, given as (place, number), in runs worth one read each."""
+    run: _Run = []
+    pack = end = -1
+    for _, number in packed:
+        location = unpack_location(blobs[digests[number]])
+        if location.pack == OWN_FILE:  # from a time with another small_blob_bytes
+            yield [(number, location)]
+            continue
+        if run and (location.pack != pack or location.offset - end > _MAX_GAP_BYTES):
+            yield run
+            run = []
+        run.append((number, location))
+        pack, end = location.pack, location.offset + location.stored_bytes
+    if run:
+        yield run
 
 
 def _range(digest: Digest, offset: int, limit: int | None) -> tuple[int, int]:

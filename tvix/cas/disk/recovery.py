@@ -70,7 +70,7 @@ def open_folder(config: DiskConfig, now: Callable[[], float], boot: int) -> Open
     alone = _try_lock(lock, fcntl.LOCK_EX)
     if not alone:
         fcntl.flock(lock.fd, fcntl.LOCK_SH)
-    _remove_temp_files(config.path / "temp")
+    _remove_temp_files(config)
     file, index = Journal(config.path / "journal"), Index()
     load(file, index)
     if alone:
@@ -82,13 +82,19 @@ def open_folder(config: DiskConfig, now: Callable[[], float], boot: int) -> Open
     return Opened(file, index, lock, temp_lock, f"{prefix}-")
 
 
-def close_folder(opened: Opened, flush: Callable[[], None], now: float) -> None:
-    """Close the store; the last one to do so flushes and leaves the mark of a good close. Blocks."""
-    if _try_lock(opened.lock, fcntl.LOCK_EX):
+def close_folder(opened: Opened, config: DiskConfig, flush: Callable[[], None], now: float) -> None:
+    """Close the store; the last one to do so leaves the mark of a good close. Blocks."""
+    flushed = config.fsync != "never"
+    if flushed:
         flush()
-        opened.journal.append(encode_note(journal.CLEAN, 0, now), flush=True)
+    if _try_lock(opened.lock, fcntl.LOCK_EX):
+        _remove_temp_files(config)
+        number = 0 if flushed else boot_number()
+        opened.journal.append(encode_note(journal.CLEAN, number, now), flush=flushed)
     Path(opened.temp_prefix[:-1] + ".lock").unlink(missing_ok=True)
     opened.journal.close()
+    opened.temp_lock.close()
+    opened.lock.close()
 
 
 def _try_lock(file: OpenFile, kind: int) -> bool:
@@ -114,17 +120,23 @@ def load(file: Journal, index: Index) -> None:
             gc.enable()
 
 
-def _remove_temp_files(folder: Path) -> None:
-    """Remove temporary files whose process is gone."""
+def _remove_temp_files(config: DiskConfig) -> None:
+    """Remove the temporary files of processes that died; flush in their stead what they wrote."""
+    folder = config.path / "temp"
+    died = False
     for path in folder.glob("*.lock"):
         if lock_pack(path):
             for temp_path in folder.glob(f"{path.stem}-*"):
                 temp_path.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
+            died = True
+    if died and config.fsync != "never":
+        os.sync()
 
 
 def _start_alone(config: DiskConfig, file: Journal, index: Index, now: float, boot: int) -> None:
-    if file.last_record().op not in (journal.CLEAN, journal.HEADER):
+    last = file.last_record()
+    if last.op != journal.HEADER and not (last.op == journal.CLEAN and last.location in (0, boot)):
         recent = _since_close(config.path / "journal")
         if recent.boot != boot:
             _drop_damaged(config, file, index, recent, now)
@@ -155,7 +167,7 @@ def _since_close(path: Path) -> _SinceClose:
             for op, digest, location, time in decode(data[: len(data) // RECORD_BYTES * RECORD_BYTES]):
                 if op == journal.START:
                     boot = location
-                elif op == journal.CLEAN:
+                elif op == journal.CLEAN and location == 0:
                     times.clear()
                 elif digest is not None and op in (journal.PUT, journal.RELOCATE):
                     times[digest] = time

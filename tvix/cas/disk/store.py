@@ -80,7 +80,7 @@ class DiskBlobStore(BlobStore, PinningStore):
         self._catalog = Catalog(config, opened.journal, opened.index, now)
         self._pack_reader = PackReader(config.path / "packs")
         opened.index.on_drop = self._pack_reader.forget
-        self._pack_writer = PackWriter(config.path / "packs", config.pack_bytes)
+        self._pack_writer = PackWriter(config.path / "packs", config.pack_bytes, flushed=config.fsync != "never")
         self._pins = PinFiles(config.path / "pins")
         self._reader = Reader(self._catalog, self._pack_reader, config.path / "blobs")
         self._evictor = Evictor(self._catalog, self._pack_writer, self._pins, Closures(self._reader.get_many))
@@ -178,6 +178,7 @@ class DiskBlobStore(BlobStore, PinningStore):
         self._closed = True
         await self._catalog.close()
         self._evictor.unlock()
-        await asyncio.to_thread(recovery.close_folder, self._opened, self._writer.flush, self._catalog.now())
+        now = self._catalog.now()
+        await asyncio.to_thread(recovery.close_folder, self._opened, self.config, self._writer.flush, now)
         self._pack_writer.close()
         self._pack_reader.close()

@@ -166,7 +166,8 @@ class Writer:
             digest, location = self._written.popleft()
             path = large_files.path_of(self._folder, digest, location)
             if blobs.get(digest) == location:
-                self._unflushed.append(path)
+                if self._catalog.config.fsync == "interval":
+                    self._unflushed.append(path)
             else:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
