@@ -10,6 +10,7 @@
     ├── NotFound                something named is not there
     │   └── BlobNotFound
     ├── AlreadyExists
+    ├── Aborted                 a check in the middle of the work failed, through nobody's call here
     ├── FailedPrecondition      the system is not in the state the call needs
     │   └── MissingBlobs        an action's blobs are absent: upload them and try again
     ├── PermissionDenied
@@ -42,10 +43,12 @@ class TvixError(Exception):
 class InvalidInput(TvixError):
     """A request, file or argument is malformed."""
 
-    def __init__(self, message: str, *, field: str = "") -> None:
+    def __init__(self, message: str, *, field: str = "", violations: Iterable[tuple[str, str]] = ()) -> None:
         super().__init__(message)
         self.field = field
-        """The request field at fault, dotted, or empty; becomes a BadRequest field violation."""
+        """The request field at fault, dotted, or empty."""
+        self.violations = tuple(violations) or (((field, message),) if field else ())
+        """Field and description of all that is wrong; they become BadRequest field violations."""
 
 
 class InvalidDigest(InvalidInput):
@@ -87,6 +90,10 @@ class BlobNotFound(NotFound):
 
 class AlreadyExists(TvixError):
     """A thing to be made is there already."""
+
+
+class Aborted(TvixError):
+    """The work was begun and given up, typically because what a third party sent is not what was expected."""
 
 
 class FailedPrecondition(TvixError):
@@ -159,6 +166,7 @@ CODES: dict[type[TvixError], Codes] = {
     OutOfRange: Codes(11, 416, 2),
     NotFound: Codes(5, 404, 4),
     AlreadyExists: Codes(6, 409, 1),
+    Aborted: Codes(10, 502, 75),
     FailedPrecondition: Codes(9, 412, 1),
     PermissionDenied: Codes(7, 403, 77),
     Unauthenticated: Codes(16, 401, 77),

@@ -71,9 +71,12 @@ def _details(error: TvixError) -> list[Any]:
             for digest in error.digests
         ]
         return [error_details_pb2.PreconditionFailure(violations=violations)]
-    if isinstance(error, errors.InvalidInput) and error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=str(error))
-        return [error_details_pb2.BadRequest(field_violations=[violation])]
+    if isinstance(error, errors.InvalidInput) and error.violations:
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+            for field, description in error.violations
+        ]
+        return [error_details_pb2.BadRequest(field_violations=violations)]
     if isinstance(error, errors.Unavailable) and error.retry_seconds is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_seconds * 1e9))

@@ -49,12 +49,12 @@ async def serve(**settings: Any) -> AsyncIterator[Served]:
     blobs = settings.pop("blobs", None) or MemoryBlobStore()
     actions: MemoryRecordStore[ActionKey, Any] = MemoryRecordStore()
     server = aio.server(options=SERVER_OPTIONS)
-    uploads = add_cas_services(server, CasServices(blobs=blobs, actions=actions, **settings))
+    work = add_cas_services(server, CasServices(blobs=blobs, actions=actions, **settings))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
         async with aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS) as channel:
-            yield Served(blobs, actions, uploads, channel)
+            yield Served(blobs, actions, work.uploads, channel)
     finally:
         await server.stop(None)
-        await uploads.close()
+        await work.close()

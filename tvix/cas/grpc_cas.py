@@ -7,6 +7,7 @@ others on message objects.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
@@ -26,9 +27,9 @@ from tvix.cas.digest import (
     function_from_wire,
     function_to_wire,
 )
-from tvix.cas.directory import children
 from tvix.cas.interfaces import BlobStore
 from tvix.cas.resource_names import check_instance_name
+from tvix.cas.tree import TreeWalker
 from tvix.errors import BlobNotFound, InvalidInput, TvixError
 from tvix.rpc import handled, status_from_error
 
@@ -37,7 +38,6 @@ SERVICE = "build.bazel.remote.execution.v2.ContentAddressableStorage"
 MAX_TREE_PAGE_BYTES = 2 * 1024 * 1024
 """Directories of one GetTreeResponse; with one more Directory it must stay below 4 MiB."""
 
-_TREE_BATCH = 512
 _FULL_LISTS: dict[int, DigestFunction] = {0: "sha256", 1: "sha256", 8: "sha256tree", 9: "blake3"}
 
 M = TypeVar("M", bound=Message)
@@ -62,6 +62,8 @@ class CasService:
         self._max_blob_bytes = max_blob_bytes
         self._max_batch_bytes = max_batch_bytes
         self._interned = {function: wire.Interned(function) for function in set(_FULL_LISTS.values())}
+        # Servers may serve trees that are not canonical; nothing is remembered, as nothing is asked twice.
+        self._walker = TreeWalker(blobs, 0, strict=False)
         self._heads = wire.BlobHeads()
         self._find_rests: dict[bytes, wire.Interned] = {b"": self._interned["sha256"]}
         self._read_rests: dict[bytes, tuple[wire.Interned, bool]] = {b"": (self._interned["sha256"], False)}
@@ -222,18 +224,17 @@ class CasService:
         root = digest_from_proto(request.root_digest, request.digest_function, field="root_digest")
         if request.page_size < 0:
             raise InvalidInput(f"page_size: {request.page_size} is negative", field="page_size")
-        walk = _TreeWalk(self._blobs, root, _skip_from_token(request.page_token))
-        page: list[bytes] = []
-        page_bytes = 0
-        while (batch := await walk.next_batch()) is not None:
-            for data in batch:
-                if page and (page_bytes + len(data) > MAX_TREE_PAGE_BYTES or len(page) == request.page_size):
-                    walk.sent += len(page)
-                    await context.write(_tree_page(page, str(walk.sent)))
-                    page, page_bytes = [], 0
-                page.append(data)
-                page_bytes += len(data)
-        await context.write(_tree_page(page, ""))
+        pages = _TreePages(_skip_from_token(request.page_token), request.page_size)
+        found = False
+        async with aclosing(self._walker.levels(root)) as batches:
+            async for batch in batches:
+                found = True
+                for _, directory in batch:
+                    if (page := pages.add(directory)) is not None:
+                        await context.write(page)
+        if not found:
+            raise BlobNotFound(root)
+        await context.write(pages.last())
 
     @handled
     async def SplitBlob(self, request: re_pb2.SplitBlobRequest, context: Any) -> re_pb2.SplitBlobResponse:
@@ -310,51 +311,35 @@ def _skip_from_token(token: str) -> int:
     return int(token)
 
 
-def _tree_page(directories: list[bytes], next_page_token: str) -> bytes:
-    page = b"".join(map(wire.tree_entry, directories))
-    if not next_page_token:
-        return page
-    token = next_page_token.encode()
-    return b"".join((page, b"\x12", wire.varint(len(token)), token))
+class _TreePages:
+    """Puts Directories into GetTreeResponses. The order of a walk is the same at every call, so that a page
+    token is the number of Directories before the page."""
 
+    def __init__(self, skip: int, page_size: int) -> None:
+        self._skip = self._sent = skip
+        self._page_size = page_size
+        self._entries: list[bytes] = []
+        self._bytes = 0
 
-class _TreeWalk:
-    """Breadth first, in the order of the Directories' own lists: the same at every call, so that a page
-    token is the number of Directories before it."""
-
-    def __init__(self, blobs: BlobStore, root: Digest, skip: int) -> None:
-        self._blobs = blobs
-        self._root = root
-        self._queue: list[Digest] = [root]
-        self._seen: set[Digest] = {root}
-        self._skip = skip
-        self.sent = skip
-        """Directories in earlier pages, of earlier calls too."""
-
-    async def next_batch(self) -> list[bytes] | None:
-        """Return the next serialized Directories, None at the end; BlobNotFound if the root is absent."""
-        if not self._queue:
+    def add(self, directory: bytes) -> bytes | None:
+        """Take the next Directory; return the page before it if that is full."""
+        if self._skip:
+            self._skip -= 1
             return None
-        batch, self._queue = self._queue[:_TREE_BATCH], self._queue[_TREE_BATCH:]
-        contents = await self._blobs.get_many(batch)
-        if batch[0] == self._root and contents[0] is None:
-            raise BlobNotFound(self._root)
-        found = []
-        for digest, data in zip(batch, contents, strict=True):
-            if data is None:
-                continue
-            self._visit(digest, data)
-            if self._skip:
-                self._skip -= 1
-            else:
-                found.append(data)
-        return found
+        full = None
+        entries = self._entries
+        if entries and (self._bytes + len(directory) > MAX_TREE_PAGE_BYTES or len(entries) == self._page_size):
+            self._sent += len(entries)
+            token = str(self._sent).encode()
+            full = b"".join((*entries, b"\x12", wire.varint(len(token)), token))
+            self._entries, self._bytes = [], 0
+        self._entries.append(wire.tree_entry(directory))
+        self._bytes += len(directory)
+        return full
 
-    def _visit(self, digest: Digest, data: bytes) -> None:
-        for child in children(data, digest.function, where=f"directory {digest}", check_names=False).directories:
-            if child not in self._seen:
-                self._seen.add(child)
-                self._queue.append(child)
+    def last(self) -> bytes:
+        """Return the last page, which has no token."""
+        return b"".join(self._entries)
 
 
 def register_cas(server: Any, service: CasService) -> None:

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tvix.cas.asset import Assets, AssetStore
+from tvix.cas.asset_fetch import FetchConfig, Fetcher
 from tvix.cas.capabilities import CapabilitiesConfig
 from tvix.cas.chunks import ChunkLists, Chunks
 from tvix.cas.grpc_action_cache import ActionCacheService, register_action_cache
+from tvix.cas.grpc_asset import FetchService, PushService, register_asset
 from tvix.cas.grpc_bytestream import ByteStreamService, register_bytestream
 from tvix.cas.grpc_capabilities import register_capabilities
 from tvix.cas.grpc_cas import CasService, register_cas
@@ -40,29 +43,56 @@ class CasServices:
     """Whether UpdateActionResult insists on the Action and Command being in the CAS, as the spec says."""
     log_streams: LogStreams | None = None
     """Served by LogStream and ByteStream; not at all when None."""
+    assets: AssetStore | None = None
+    """Served by Fetch and Push; not at all when None."""
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+    may_push_assets: Callable[[Any], bool] = _everyone
+    """Whether the caller of an RPC (its context) may push assets."""
 
 
-def add_cas_services(server: Any, services: CasServices) -> Uploads:
-    """Add Capabilities, CAS, ByteStream, ActionCache and LogStream to a server that was not started yet.
+@dataclass(frozen=True)
+class CasWork:
+    """What goes on beside the calls. Close it after the server has stopped, before the stores."""
 
-    Returns the uploads under way: close them after the server has stopped, before the stores.
-    """
-    uploads = Uploads(services.blobs)
+    uploads: Uploads
+    fetch: FetchService | None
+
+    async def close(self) -> None:
+        """Undo unfinished uploads, stop retrievals of assets."""
+        if self.fetch is not None:
+            await self.fetch.close()
+        await self.uploads.close()
+
+
+def add_cas_services(server: Any, services: CasServices) -> CasWork:
+    """Add Capabilities, CAS, ByteStream and ActionCache, and LogStream and Asset if they have a store, to a
+    server that was not started yet."""
+    blobs = services.blobs
+    uploads = Uploads(blobs)
     limits = services.capabilities
     register_capabilities(server, limits, services.may_update_actions)
-    chunks = Chunks(services.blobs, services.chunk_lists)
     cas = CasService(
-        services.blobs, chunks, max_blob_bytes=limits.max_blob_bytes, max_batch_bytes=limits.max_batch_bytes
+        blobs,
+        Chunks(blobs, services.chunk_lists),
+        max_blob_bytes=limits.max_blob_bytes,
+        max_batch_bytes=limits.max_batch_bytes,
     )
     register_cas(server, cas)
-    bytestream = ByteStreamService(services.blobs, uploads, services.log_streams, max_blob_bytes=limits.max_blob_bytes)
+    bytestream = ByteStreamService(blobs, uploads, services.log_streams, max_blob_bytes=limits.max_blob_bytes)
     register_bytestream(server, bytestream)
-    register_action_cache(
-        server,
-        ActionCacheService(
-            services.actions, services.blobs, services.may_update_actions, require_action=services.require_action
-        ),
+    action_cache = ActionCacheService(
+        services.actions, blobs, services.may_update_actions, require_action=services.require_action
     )
+    register_action_cache(server, action_cache)
     if services.log_streams is not None:
         register_logstream(server, services.log_streams)
-    return uploads
+    return CasWork(uploads, _add_asset_services(server, services))
+
+
+def _add_asset_services(server: Any, services: CasServices) -> FetchService | None:
+    if services.assets is None:
+        return None
+    assets = Assets(services.blobs, services.assets)
+    fetch = FetchService(assets, Fetcher(services.blobs, services.fetch))
+    register_asset(server, fetch, PushService(assets, services.may_push_assets))
+    return fetch
