@@ -76,7 +76,7 @@ class Supervisor:
         self._draining.set()
 
     async def run(self, on_ready: Callable[[], None]) -> None:
-        """Run until `stop`; call `on_ready` when all fronts serve. Raises Unavailable when a child can't be started."""
+        """Run until `stop`; call `on_ready` when all serve. Raises Unavailable when a child can't be started."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 starting = tasks.create_task(self._start(tasks, on_ready))
@@ -93,7 +93,7 @@ class Supervisor:
                 await self.scheduler.ready.wait()
                 for process in [*self.fronts, *self.workers]:
                     tasks.create_task(process.keep_running())
-                for process in self.fronts:
+                for process in self.processes:
                     await process.ready.wait()
         except TimeoutError as error:
             late = [process.name for process in self.processes if not process.ready.is_set()]

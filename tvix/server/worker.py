@@ -9,30 +9,25 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from tvix.cas.digest import EMPTY
 from tvix.cas.disk.store import DiskBlobStore
 from tvix.cas.interfaces import BlobStore
-from tvix.errors import FailedPrecondition, TvixError, Unavailable
-from tvix.executor.bubblewrap import BubblewrapSandbox
+from tvix.errors import TvixError
 from tvix.executor.build_roots import make_build_root
-from tvix.executor.interfaces import Limits, Process, Profile, Sandbox
+from tvix.executor.interfaces import BuildRoot
 from tvix.executor.local import LocalConfig, LocalExecutor
 from tvix.executor.mount_process import FuseConfig
 from tvix.executor.mounts import enter_private_namespace
-from tvix.executor.sandbox import NullOutput
-from tvix.executor.unconfined import UnconfinedSandbox
+from tvix.executor.sandboxes import make_sandbox
 from tvix.executor.worker import Worker, WorkerConfig, machine_cpu_millis, machine_memory_bytes, machine_properties
 from tvix.server.child import Child, run_child
 from tvix.server.config import WorkerSection
 from tvix.server.stores import disk_config
 
 log = logging.getLogger(__name__)
-
-SandboxKind = Literal["auto", "bubblewrap", "oci", "none"]
-PROBE_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +36,8 @@ class WorkerSetup:
 
     target: str
     """The server, as gRPC writes it."""
-    store_url: str
-    """The store, for the process that serves the mount."""
+    fuse: FuseConfig
+    """How the process that serves the mount is started, and which store it opens."""
     scratch: Path
     """A folder of its own, on a file system with room."""
     options: WorkerSection
@@ -55,40 +50,6 @@ def enter_namespace() -> None:
         enter_private_namespace()
     except TvixError as error:
         log.warning("namespace=shared why=%r", str(error))
-
-
-async def make_sandbox(kind: SandboxKind, scratch: Path) -> Sandbox:
-    """Return a sandbox that was seen to work; FailedPrecondition when the kind that was asked for does not."""
-    reasons = []
-    for candidate in ["bubblewrap", "oci"] if kind == "auto" else [kind]:
-        try:
-            sandbox = _sandbox(candidate)
-            await _try_out(sandbox, scratch)
-            return sandbox
-        except TvixError as error:
-            reasons.append(f"{candidate}: {error}")
-    if kind != "auto":
-        raise FailedPrecondition(f"--sandbox {'; '.join(reasons)}")
-    log.warning("sandbox=none actions can read and write all that this user can; why=%r", "; ".join(reasons))
-    return UnconfinedSandbox()
-
-
-def _sandbox(kind: str) -> Sandbox:
-    if kind == "bubblewrap":
-        return BubblewrapSandbox()
-    if kind == "oci":
-        raise FailedPrecondition("not built in yet")
-    return UnconfinedSandbox()
-
-
-async def _try_out(sandbox: Sandbox, scratch: Path) -> None:
-    folder = scratch / "probe"
-    folder.mkdir(parents=True, exist_ok=True)
-    process = Process(["true"], {"PATH": "/usr/bin:/bin"}, folder, "", Profile.HOST_TOOLS)
-    limited = replace(process, limits=Limits(wall_seconds=PROBE_SECONDS))
-    ended = await sandbox.run(limited, NullOutput(), NullOutput())
-    if ended.exit_code != 0:
-        raise Unavailable(f"a sandboxed `true` ended with exit code {ended.exit_code}")
 
 
 def offered_properties(options: WorkerSection, sandbox_name: str) -> tuple[tuple[str, str], ...]:
@@ -104,10 +65,8 @@ async def work(
 ) -> None:
     """Run actions until `draining`; then finish what runs, or, when `hurried`, give it back. Sets `ready`."""
     setup.scratch.mkdir(parents=True, exist_ok=True)
-    sandbox = await make_sandbox(setup.options.sandbox, setup.scratch)
-    build_root = await asyncio.to_thread(
-        make_build_root, blobs, setup.scratch, FuseConfig(setup.store_url), setup.options.build_root
-    )
+    sandbox = await make_sandbox(setup.options.sandbox, setup.scratch / "sandbox")
+    build_root = await asyncio.to_thread(make_build_root, blobs, setup.scratch, setup.fuse, setup.options.build_root)
     output = setup.scratch / "output"
     output.mkdir(exist_ok=True)
     config = WorkerConfig(
@@ -121,8 +80,9 @@ async def work(
     executor = LocalExecutor(blobs, build_root, sandbox, LocalConfig(config.worker_id, output))
     worker = Worker(config, executor.run)
     log.info("worker=%s slots=%d sandbox=%s roots=%r", config.worker_id, config.slots, sandbox.name, build_root)
-    ready.set()
     try:
+        await warm_up(build_root)
+        ready.set()
         async with asyncio.TaskGroup() as tasks:
             told = [
                 tasks.create_task(_then(draining, worker.drain)),
@@ -132,6 +92,12 @@ async def work(
             _cancel(told)
     finally:
         await build_root.close()
+
+
+async def warm_up(build_root: BuildRoot) -> None:
+    """Mount what is mounted once, before the first action would have to wait for it."""
+    async with build_root.open(EMPTY["sha256"]):
+        pass
 
 
 async def _then(event: asyncio.Event, action: object) -> None:
@@ -150,7 +116,7 @@ async def main(child: Child) -> None:
     config = child.config
     setup = WorkerSetup(
         target=config.state.scheduler_target,
-        store_url=config.state.cas.as_uri(),
+        fuse=FuseConfig(config.state.cas.as_uri()),
         scratch=config.state.worker,
         options=config.worker,
         drain_seconds=config.server.drain_seconds,
