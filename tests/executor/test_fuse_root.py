@@ -266,6 +266,14 @@ async def test_a_missing_subdirectory_is_a_read_error(store: FolderStore, roots:
         assert await off_loop((opened.path / "a/b/c").read_bytes) == b"c"
 
 
+async def test_a_malformed_subdirectory_is_the_callers_fault(store: FolderStore, roots: FuseBuildRoot) -> None:
+    root = await store_tree(store, {"a": {"b": {"x/y": b""}}})
+    async with roots.open(root) as opened:
+        assert await off_loop(errno_of, os.stat, opened.path / "a/b") == errno.EIO
+        with pytest.raises(InvalidDirectory, match="x/y"):
+            opened.check()
+
+
 async def test_a_store_that_is_down_makes_the_action_retryable(store: FolderStore, roots: FuseBuildRoot) -> None:
     root = await store_tree(store, {"d": {"file": b"file", "large": bytes(300_000)}})
     async with roots.open(root) as opened:
@@ -298,6 +306,9 @@ async def test_when_the_process_is_killed_running_actions_fail_and_later_ones_go
         async with roots.open(root) as later:
             assert await off_loop((later.path / "d/file").read_bytes) == b"file"
             later.check()
+            os.kill((await roots.mount()).pid, signal.SIGKILL)
+            async with roots.open(root) as latest:  # before anybody could have noticed
+                assert await off_loop((latest.path / "d/file").read_bytes) == b"file"
         with pytest.raises(Unavailable):
             opened.check()
     assert (await roots.mount()).mountpoint != first.mountpoint

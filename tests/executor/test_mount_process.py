@@ -74,11 +74,11 @@ async def test_uses_are_counted_and_calls_after_the_end_fail(tmp_path: Path) -> 
     assert (await mount.stats())["open_trees"] == 2
     mount.close_tree(first)
     assert (await mount.stats())["open_trees"] == 1
-    assert (mount.faults(second).missing, mount.faults(second).other) == (set(), "")
+    assert (mount.faults(second).missing, mount.faults(second).error) == (set(), None)
     await mount.stop()
     with pytest.raises(Unavailable):
         await mount.open_tree(root)
-    assert "died" in mount.faults(second).other
+    assert "died" in str(mount.faults(second).error)
     mount.close_tree(second)
     await mount.stop()
     assert mounts_below(tmp_path) == []

@@ -47,10 +47,13 @@ class FuseRoot(OpenRoot):
         return frozenset(self._mount.faults(self._handle).missing)
 
     def check(self) -> None:
-        """Raise Unavailable if the mount died or the store failed: inputs could not be read."""
-        reason = self._mount.faults(self._handle).other
-        if reason:
-            raise Unavailable(f"inputs could not be read: {reason}")
+        """Raise why inputs could not be read, other than by being absent.
+
+        Unavailable if the mount died or the store failed, InvalidDirectory if a Directory is malformed.
+        """
+        error = self._mount.faults(self._handle).error
+        if error is not None:
+            raise error
 
 
 class FuseBuildRoot(BuildRoot):
@@ -97,8 +100,7 @@ class FuseBuildRoot(BuildRoot):
     @asynccontextmanager
     async def open(self, input_root: Digest) -> AsyncGenerator[FuseRoot, None]:
         """Mount the tree. Raises as `BuildRoot.open`, and Unavailable when the mount fails."""
-        mount = await self.mount()
-        handle = await mount.open_tree(input_root)
+        mount, handle = await self._open_tree(input_root)
         try:
             folder = self._scratch.new("action")
             try:
@@ -108,6 +110,17 @@ class FuseBuildRoot(BuildRoot):
                 await run_blocking(_remove, folder)
         finally:
             mount.close_tree(handle)
+
+    async def _open_tree(self, root: Digest) -> tuple[MountProcess, int]:
+        mount = await self.mount()
+        try:
+            return mount, await mount.open_tree(root)
+        except Unavailable:
+            if mount.alive:
+                raise
+        # It died a moment ago.
+        mount = await self.mount()
+        return mount, await mount.open_tree(root)
 
     async def close(self) -> None:
         """Unmount everything and remove its folders."""

@@ -41,7 +41,8 @@ class Faults:
     """What could not be read in one use of a tree."""
 
     missing: set[Digest] = field(default_factory=set)
-    other: str = ""
+    error: TvixError | None = None
+    """The first failure that is not a missing blob."""
 
 
 class MountProcess:
@@ -108,7 +109,7 @@ class MountProcess:
     def close_tree(self, handle: int) -> None:
         """Say that the use is over."""
         self._faults.pop(handle, None)
-        if self.alive:
+        with contextlib.suppress(Unavailable):
             self._send({"op": "close", "handle": handle})
 
     def faults(self, handle: int) -> Faults:
@@ -117,7 +118,7 @@ class MountProcess:
             self.receive()
         faults = self._faults[handle]
         if not self.alive:
-            faults.other = faults.other or str(self._dead())
+            faults.error = faults.error or self._dead()
         return faults
 
     async def stats(self) -> dict[str, Any]:
@@ -125,8 +126,6 @@ class MountProcess:
         return await self._ask(next(self._numbers), {"op": "stats"})
 
     async def _ask(self, number: int, request: dict[str, Any]) -> dict[str, Any]:
-        if not self.alive:
-            raise self._dead()
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         try:
@@ -142,6 +141,8 @@ class MountProcess:
         return message
 
     def _send(self, message: dict[str, Any]) -> None:
+        if not self.alive:
+            raise self._dead()
         try:
             self._control.send(json.dumps(message).encode() + b"\n")
         except OSError as error:
@@ -214,8 +215,8 @@ def _add(faults: Faults, message: dict[str, Any]) -> None:
     error = error_from_json(message)
     if isinstance(error, MissingBlobs):
         faults.missing.update(error.digests)
-    else:
-        faults.other = str(error)
+    elif faults.error is None:
+        faults.error = error
 
 
 def error_from_json(message: dict[str, Any]) -> TvixError:

@@ -61,9 +61,10 @@ class Scratch:
                 remove_tree(leftover)
 
     def new(self, kind: str) -> Path:
-        """Return a new empty folder, named after `kind`, one of the kinds, and a number."""
+        """Return a new empty folder, named after `kind`, one of the kinds, and a number. All may enter it."""
         path = self.folder / f"{kind}-{next(self._numbers)}"
         path.mkdir()
+        path.chmod(0o755)
         return path
 
 
