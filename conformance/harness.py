@@ -158,6 +158,16 @@ class Program:
         self._seen.update(tree)
         return tree
 
+    def strays(self, grace_seconds: float = 10.0) -> list[str]:
+        """Return the command lines of processes that once were of the tree, and live on outside it."""
+
+        def outside() -> set[int]:
+            return {pid for pid in self._seen - {self.pid, *descendants_of(self.pid)} if _alive(pid)}
+
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: not outside(), grace_seconds, "end of strays")
+        return [command_line(pid) for pid in outside()]
+
     def find(self, *words: str) -> list[int]:
         """Return those processes of the tree whose command line holds all of `words`."""
         return [pid for pid in self.tree() if all(word in command_line(pid) for word in words)]

@@ -41,6 +41,19 @@ def make_shim(folder: Path, name: str, language: str, rules: Sequence[str]) -> P
     return repository
 
 
+def make_coverage_shim(folder: Path) -> Path:
+    """Write a stand-in for the coverage tools, which every test rule names though it does not run them."""
+    repository = folder / "remote_coverage_tools"
+    repository.mkdir(parents=True)
+    (repository / "WORKSPACE").write_text('workspace(name = "remote_coverage_tools")\n')
+    rule = 'sh_binary(name = "{name}", srcs = ["nothing.sh"], visibility = ["//visibility:public"])\n'
+    names = ("coverage_report_generator", "lcov_merger")
+    (repository / "BUILD").write_text("".join(rule.format(name=name) for name in names))
+    (repository / "nothing.sh").write_text("#!/bin/sh\n")
+    (repository / "nothing.sh").chmod(0o755)
+    return repository
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """How one Bazel command ended."""
@@ -80,6 +93,7 @@ class Bazel:
             **DEBIAN_REPOSITORIES,
             "rules_cc": make_shim(folder / "repositories", "rules_cc", "cc", CC_RULES),
             "rules_java": make_shim(folder / "repositories", "rules_java", "java", JAVA_RULES),
+            "remote_coverage_tools": make_coverage_shim(folder / "repositories"),
         }
 
     def _command(self, verb: str, arguments: Sequence[str]) -> list[str]:

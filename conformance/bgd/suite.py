@@ -10,6 +10,7 @@ from pathlib import Path
 
 from conformance import tools
 from conformance.harness import Server, scratch_folder, tvix
+from conformance.reapi.client import Endpoint
 from conformance.results import Failed, Report
 
 
@@ -32,11 +33,11 @@ class Prober:
         (self.input / "link").symlink_to("sub/deep.txt")
         self.digests: dict[str, str] = {}
 
-    def bgd(self, group: str, *arguments: str, stdin: str = "") -> str:
+    def bgd(self, group: str, *arguments: str) -> str:
         """Run a subcommand of `group` (a command by itself when no arguments are given) and return its output."""
         command = [str(tools.bgd()), group, "--remote", f"http://{self.server.grpc_address}", *arguments]
         done = subprocess.run(
-            command, cwd=self.folder, input=stdin, capture_output=True, text=True, check=False, timeout=90
+            command, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=90
         )
         text = done.stdout + done.stderr
         # Some commands print an error and exit 0.
@@ -99,18 +100,21 @@ class Prober:
 
     def action_cache(self) -> None:
         """actioncache get of what was executed."""
-        shown = self.bgd("actioncache", "get", "--json", self.digests["action"])
-        check("out.txt" in shown, f"result {shown[-300:]}")
+        # Not --json: that fails on any auxiliary_metadata whose type bgd does not know, ours among them.
+        shown = self.bgd("actioncache", "get", self.digests["action"])
+        check("Hit:" in shown, f"result {shown[-300:]}")
 
     def logstream(self) -> None:
-        """logstream create, write, read."""
+        """logstream create and read. Not write: bgd counts messages, not bytes, in write_offset."""
         created = self.bgd("logstream", "create", "parent")
         names = re.findall(r'(?:name|Read\S*|Write\S*)[^"\[]*["\[]([^"\]]+)["\]]', created)
         check(len(names) == 2, f"created {created!r}")
         read_name, write_name = names
-        self.bgd("logstream", "write", write_name, stdin="one line\n")
+        client = Endpoint(self.server.grpc_address)
+        client.write(write_name, [b"one line\n", b"another\n"])
+        client.close()
         text = self.bgd("logstream", "read", read_name)
-        check("one line" in text, f"read {text!r}")
+        check("one line\nanother\n" in text, f"read {text!r}")
 
     def all(self) -> list[tuple[str, Callable[[], str | None]]]:
         """Return the probes in order."""

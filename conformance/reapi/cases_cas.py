@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 
 import blake3
 import grpc
@@ -277,7 +278,7 @@ def blake3_or_sha256(server: Endpoint) -> None:
         server.read_blob(digest)
     other = fresh(3000)
     named = re_pb2.Digest(hash=blake3.blake3(other).hexdigest(), size_bytes=len(other))
-    server.write(server.resource(f"uploads/{other[:8].hex()}/blobs/blake3/{key(named)}"), [other])
+    server.write(server.resource(f"uploads/{uuid.uuid4()}/blobs/blake3/{key(named)}"), [other])
 
 
 @case("e.functions", "every announced digest function stores and returns")
@@ -441,7 +442,8 @@ def splice(server: Endpoint) -> None:
         _splice(server, wrong, chunks)
     check(server.missing([wrong]), "the wrong splice was stored")
     with refused(StatusCode.NOT_FOUND, why="SpliceBlob with an absent chunk"):
-        _splice(server, digest_of(whole + b"!"), [*chunks, digest_of(b"!" + fresh())])
+        absent = fresh()
+        _splice(server, digest_of(whole + absent), [*chunks, digest_of(absent)])
 
 
 @case("cas.unknown-service", "a call to a method that does not exist is UNIMPLEMENTED")

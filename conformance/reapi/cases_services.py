@@ -190,7 +190,7 @@ def asset_bad_digest(server: Endpoint) -> None:
 def _create_log(server: Endpoint) -> ls_pb2.LogStream:
     try:
         return server.logstream.CreateLogStream(
-            ls_pb2.CreateLogStreamRequest(parent=server.instance), timeout=CALL_SECONDS
+            ls_pb2.CreateLogStreamRequest(parent=server.instance or "conformance"), timeout=CALL_SECONDS
         )
     except grpc.RpcError as error:
         _implemented(error, "LogStream")

@@ -52,12 +52,12 @@ def key(digest: re_pb2.Digest) -> str:
     return f"{digest.hash}/{digest.size_bytes}"
 
 
-def fresh(size_bytes: int = 40, *, text: str = "") -> bytes:
-    """Return bytes that no server has seen before."""
-    seed = f"{text}{uuid.uuid4()}".encode()
-    if size_bytes <= len(seed):
-        return seed[len(seed) - size_bytes :]
-    return seed + hashlib.shake_128(seed).digest(size_bytes - len(seed))
+def fresh(size_bytes: int = 40) -> bytes:
+    """Return bytes that no server has seen before: hex digits when few, so that scripts can hold them."""
+    if size_bytes <= 32:
+        return uuid.uuid4().hex[:size_bytes].encode()
+    noise = hashlib.shake_128(uuid.uuid4().bytes)
+    return noise.hexdigest(size_bytes)[:size_bytes].encode() if size_bytes < 1000 else noise.digest(size_bytes)
 
 
 def check(condition: object, message: str) -> None:
