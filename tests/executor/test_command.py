@@ -137,6 +137,8 @@ def test_platform_of_the_action_wins_and_the_commands_is_the_fallback() -> None:
         ({}, "profile", None),
         ({"TVIX:Profile": "input-root"}, "profile", Profile.INPUT_ROOT),
         ({"tvix:profile": "auto"}, "profile", "auto"),
+        ({"sandbox-profile": "host-tools"}, "profile", Profile.HOST_TOOLS),
+        ({"input-root-is-root": "true"}, "profile", Profile.INPUT_ROOT),
         ({"dockerChrootPath": "."}, "profile", Profile.INPUT_ROOT),
         ({}, "network", None),
         ({"network": "on"}, "network", True),

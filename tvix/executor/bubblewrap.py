@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tvix.errors import FailedPrecondition, Unavailable
+from tvix.executor.cgroups import Cgroups, group_for
 from tvix.executor.host_tools import BUILD_DIRECTORY, NETWORK_FILES, shown_paths
 from tvix.executor.interfaces import Exit, Output, Process, Profile, Sandbox, Usage
 from tvix.executor.mount_points import mount_points
@@ -62,7 +63,8 @@ class BubblewrapSandbox(Sandbox):
 
     name = "bubblewrap"
 
-    def __init__(self, config: BubblewrapConfig | None = None) -> None:
+    def __init__(self, config: BubblewrapConfig | None = None, cgroups: Cgroups | None = None) -> None:
+        self._cgroups = cgroups
         self._config = config or BubblewrapConfig()
         program = shutil.which(self._config.program)
         if program is None:
@@ -96,7 +98,8 @@ class BubblewrapSandbox(Sandbox):
             if process.profile is Profile.INPUT_ROOT:
                 cleanup.enter_context(mount_points(process.root))
             errors = _HeldBackErrors(stderr)
-            program = Program(self._arguments(process), inherited={_STATUS_FD: status})
+            group = cleanup.enter_context(group_for(self._cgroups, process.limits))
+            program = Program(group.joining + self._arguments(process), inherited={_STATUS_FD: status})
             try:
                 ended = await run_program(
                     program,
@@ -110,7 +113,7 @@ class BubblewrapSandbox(Sandbox):
                 first = _read_status(status).get("child-pid")
                 rusage = await reap_orphan(first) if first is not None else None
             usage = usage_from_rusage(ended.wall_seconds, rusage)
-            return _exit(process, ended, usage, _read_status(status), errors, stderr)
+            return group.completed(_exit(process, ended, usage, _read_status(status), errors, stderr))
 
     def _arguments(self, process: Process) -> list[str]:
         arguments = [self._program]
@@ -136,6 +139,7 @@ class BubblewrapSandbox(Sandbox):
             arguments += ("--gid", str(process.gid))
         directory = os.path.join(working_root, process.working_directory) if process.working_directory else working_root
         arguments += ("--chdir", directory)
+        arguments.append("--clearenv")
         for name, value in process.environment.items():
             arguments += ("--setenv", name, value)
         arguments.append("--")

@@ -6,7 +6,8 @@ directory paths are made relative to the input root and cleaned; `..` is fine wh
 
 Properties that change how a command runs, the first of a name counting:
 
-    tvix:profile          input-root | host-tools | auto
+    tvix:profile, sandbox-profile   input-root | host-tools | auto
+    input-root-is-root    true is input-root
     dockerChrootPath      `.` is input-root (reclient)
     network, dockerNetwork   on true yes 1 bridge host standard | off false no 0 none
     block-network         true: no network (Buildfarm)
@@ -205,7 +206,9 @@ class _Properties:
         """Return the profile asked for, None when none is."""
         if self._values.get("dockerchrootpath") == ".":
             return Profile.INPUT_ROOT
-        return self.first(profile_from_text, "tvix:profile")
+        if self.first(_switch, "input-root-is-root"):
+            return Profile.INPUT_ROOT
+        return self.first(profile_from_text, "tvix:profile", "sandbox-profile")
 
     def network(self) -> bool | None:
         """Return whether the network is asked for, None when nothing is said."""

@@ -169,7 +169,7 @@ class LocalExecutor(Executor):
             missing = root.missing()
             if missing:
                 raise MissingBlobs(missing)
-            return await self._respond(root, plan, ended, (stdout, stderr), run)
+            return await self._respond(root, plan, ended, (stdout, stderr), run, limits)
         finally:
             stdout.close()
             stderr.close()
@@ -188,7 +188,13 @@ class LocalExecutor(Executor):
         return ended
 
     async def _respond(
-        self, root: OpenRoot, plan: CommandPlan, ended: Exit, captured: tuple[Capture, Capture], run: ActionRun
+        self,
+        root: OpenRoot,
+        plan: CommandPlan,
+        ended: Exit,
+        captured: tuple[Capture, Capture],
+        run: ActionRun,
+        limits: Limits,
     ) -> re_pb2.ExecuteResponse:
         run.metadata.output_upload_start_timestamp.GetCurrentTime()
         function = run.action_digest.function
@@ -210,7 +216,7 @@ class LocalExecutor(Executor):
         if error is not None:
             response.status.CopyFrom(status_from_error(error))
         if ended.out_of_memory:
-            response.message = f"the command ran out of memory (limit {self._config.limits.memory_bytes} bytes)"
+            response.message = "the command was killed because its memory limit was reached: " + _limit_text(limits)
         return response
 
     async def _keep_output(
@@ -265,6 +271,10 @@ def _parse(kind: type[M], data: bytes, what: str, digest: Digest) -> M:
         return kind.FromString(data)
     except DecodeError as error:
         raise InvalidInput(f"{what}: blob {digest} is not a {kind.DESCRIPTOR.name} message", field=what) from error
+
+
+def _limit_text(limits: Limits) -> str:
+    return "unknown" if limits.memory_bytes is None else f"{limits.memory_bytes} bytes"
 
 
 def _least(wanted: int | None, allowed: int | None) -> int | None:

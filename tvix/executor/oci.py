@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tvix.errors import FailedPrecondition, Unavailable
+from tvix.executor.cgroups import Cgroups
 from tvix.executor.host_tools import BUILD_DIRECTORY, NETWORK_FILES, shown_paths
 from tvix.executor.interfaces import Exit, Output, Process, Profile, Sandbox
 from tvix.executor.mount_points import mount_points
@@ -53,7 +54,8 @@ class OciSandbox(Sandbox):
 
     name = "oci"
 
-    def __init__(self, config: OciConfig) -> None:
+    def __init__(self, config: OciConfig, cgroups: Cgroups | None = None) -> None:
+        self._cgroups = cgroups
         found = [path for path in map(shutil.which, config.programs) if path is not None]
         if not found:
             names = " or ".join(config.programs)
@@ -120,7 +122,7 @@ class OciSandbox(Sandbox):
             "root": None,
             "hidden": self._hidden,
         }
-        return await supervised(process, job, stdout, stderr)
+        return await supervised(process, job, stdout, stderr, self._cgroups)
 
     def _arguments(self, place: Path, name: str) -> list[str]:
         arguments = [self._program, "--root", str(self._scratch / "state"), "--log", str(place / "log.json")]

@@ -9,6 +9,7 @@ from typing import Literal
 
 from tvix.errors import FailedPrecondition
 from tvix.executor.bubblewrap import BubblewrapSandbox
+from tvix.executor.cgroups import Cgroups
 from tvix.executor.interfaces import Sandbox
 from tvix.executor.oci import OciConfig, OciSandbox
 from tvix.executor.unconfined import UnconfinedSandbox
@@ -20,18 +21,18 @@ AUTOMATIC: tuple[SandboxKind, ...] = ("bubblewrap", "oci")
 """What `auto` tries, in this order. Not `none`: running strangers' commands unconfined is the operator's decision."""
 
 
-async def make_sandbox(kind: SandboxKind, scratch: Path) -> Sandbox:
+async def make_sandbox(kind: SandboxKind, scratch: Path, cgroups: Cgroups | None = None) -> Sandbox:
     """Return the sandbox of a kind, having tried whether it works; `auto` takes the first that does.
 
     `scratch` is a folder for the sandbox alone; what is in it is removed. FailedPrecondition says why it does
     not work and what to do.
     """
     if kind != "auto":
-        return await _tried(kind, scratch)
+        return await _tried(kind, scratch, cgroups)
     reasons: dict[str, str] = {}
     for candidate in AUTOMATIC:
         try:
-            return await _tried(candidate, scratch)
+            return await _tried(candidate, scratch, cgroups)
         except FailedPrecondition as error:
             reasons[candidate] = str(error)
     raise FailedPrecondition(_nothing_works(reasons))
@@ -42,8 +43,8 @@ def _nothing_works(reasons: Mapping[str, str]) -> str:
     return f"no sandbox works here ({tried}). Install bubblewrap, or choose `none` if you trust all actions"
 
 
-async def _tried(kind: SandboxKind, scratch: Path) -> Sandbox:
-    sandbox = _make(kind, scratch)
+async def _tried(kind: SandboxKind, scratch: Path, cgroups: Cgroups | None) -> Sandbox:
+    sandbox = _make(kind, scratch, cgroups)
     reason = await sandbox.why_not()
     if reason:
         raise FailedPrecondition(f"sandbox {kind} does not work here: {reason}")
@@ -51,9 +52,9 @@ async def _tried(kind: SandboxKind, scratch: Path) -> Sandbox:
     return sandbox
 
 
-def _make(kind: SandboxKind, scratch: Path) -> Sandbox:
+def _make(kind: SandboxKind, scratch: Path, cgroups: Cgroups | None) -> Sandbox:
     if kind == "bubblewrap":
-        return BubblewrapSandbox()
+        return BubblewrapSandbox(cgroups=cgroups)
     if kind == "oci":
-        return OciSandbox(OciConfig(scratch))
-    return UnconfinedSandbox()
+        return OciSandbox(OciConfig(scratch), cgroups)
+    return UnconfinedSandbox(cgroups)

@@ -20,6 +20,7 @@ from typing import Any
 
 from tvix.errors import FailedPrecondition, Unavailable
 from tvix.executor import supervise
+from tvix.executor.cgroups import Cgroups, group_for
 from tvix.executor.interfaces import Exit, Output, Process, Profile, Sandbox, Usage
 from tvix.executor.mount_points import mount_points
 from tvix.executor.sandbox import Program, kill_process, prepare_process, report_unstartable, run_program
@@ -33,7 +34,8 @@ class UnconfinedSandbox(Sandbox):
 
     name = "none"
 
-    def __init__(self) -> None:
+    def __init__(self, cgroups: Cgroups | None = None) -> None:
+        self._cgroups = cgroups
         prepare_process()
 
     def __repr__(self) -> str:
@@ -54,16 +56,26 @@ class UnconfinedSandbox(Sandbox):
                 "directory": directory,
                 "root": root,
             }
-            return await supervised(process, job, stdout, stderr)
+            return await supervised(process, job, stdout, stderr, self._cgroups)
 
 
-async def supervised(process: Process, job: dict[str, Any], stdout: Output, stderr: Output) -> Exit:
+async def supervised(
+    process: Process, job: dict[str, Any], stdout: Output, stderr: Output, cgroups: Cgroups | None
+) -> Exit:
     """Run a job of supervise.py for `process`. Unavailable when the supervisor itself fails."""
+    with group_for(cgroups, process.limits) as group:
+        program = [*group.joining, *SUPERVISOR]
+        return group.completed(await _supervised(process, program, job, stdout, stderr))
+
+
+async def _supervised(
+    process: Process, program: list[str], job: dict[str, Any], stdout: Output, stderr: Output
+) -> Exit:
     descriptor = os.memfd_create("job")
     try:
         os.pwrite(descriptor, json.dumps({**job, "parent": os.getpid()}).encode(), 0)
         ended = await run_program(
-            Program(list(SUPERVISOR), inherited={_JOB_FD: descriptor}),
+            Program(program, inherited={_JOB_FD: descriptor}),
             stdout,
             stderr,
             wall_seconds=process.limits.wall_seconds,
