@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
+from pathlib import Path
 
 from tvix.cas.digest import Digest
 from tvix.cas.disk import journal, large_files
@@ -29,7 +30,7 @@ from tvix.errors import CorruptData
 
 log = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.25
+_POLL_SECONDS = 0.1
 _LOCK_POLL_SECONDS = 2.0
 _MIN_COMPACTED_JOURNAL_BYTES = 64 * MIB
 _COMPACTION_BATCH_BYTES = 4 * MIB
@@ -129,9 +130,13 @@ class Evictor:
             await self._compact_journal()
 
     async def make_room(self, excess: int) -> bool:
-        """Evict `excess` bytes here and now; False if another process is the evictor."""
+        """Evict `excess` bytes here and now, or down to the low watermark if that is more; False if
+        another process is the evictor."""
         if not self.try_lock():
             return False
+        config, used_bytes = self._catalog.config, self._catalog.index.used_bytes
+        if config.max_size_bytes is not None:
+            excess = max(excess, used_bytes - int(config.low_watermark * config.max_size_bytes))
         try:
             async with self._busy:
                 await self._evict(excess)
@@ -176,7 +181,7 @@ class Evictor:
         chosen = choose_packs(index.packs, excess)
         if self._packs.open_pack in chosen:
             self._packs.seal()
-        locked = {pack: file for pack in chosen if (file := lock_pack(self._path / "packs" / str(pack)))}
+        locked = {pack: file for pack in chosen if (file := lock_pack(self._pack_path(pack)))}
         if any(index.packs[pack].live_bytes for pack in locked):
             blobs = list(index.blobs.items())
             live = await self._catalog.run(_blobs_in, blobs, locked.keys())
@@ -185,12 +190,18 @@ class Evictor:
                 self._catalog.after_append()
             if self._catalog.config.fsync != "never":
                 await self._catalog.run(self._flush)
-        empty = [pack for pack in locked if pack in index.packs and index.packs[pack].live_bytes == 0]
-        if empty:
+        await self._drop([pack for pack in locked if pack in index.packs and index.packs[pack].live_bytes == 0])
+        await self._drop([pack for pack in chosen if pack in index.packs and not self._pack_path(pack).exists()])
+
+    async def _drop(self, packs: list[int]) -> None:
+        if packs:
             now = self._catalog.now()
-            await self._catalog.append(b"".join([encode_note(journal.DROP_PACK, pack, now) for pack in empty]))
-            for pack in empty:
-                (self._path / "packs" / str(pack)).unlink(missing_ok=True)
+            await self._catalog.append(b"".join([encode_note(journal.DROP_PACK, pack, now) for pack in packs]))
+            for pack in packs:
+                self._pack_path(pack).unlink(missing_ok=True)
+
+    def _pack_path(self, pack: int) -> Path:
+        return self._path / "packs" / str(pack)
 
     def _flush(self) -> None:
         self._packs.flush()

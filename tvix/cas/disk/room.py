@@ -13,6 +13,8 @@ from tvix.cas.disk.journal import encode_note
 from tvix.errors import ResourceExhausted
 
 _POLL_SECONDS = 0.02
+_EVICTIONS = 3
+"""How often to try: what one eviction frees may lie in packs that others still write to."""
 _FREE_CHECK_SECONDS = 1.0
 _FREE_CHECK_BYTES = 16 * 1024 * 1024
 """The file system is asked for its free space after so much time or so many bytes."""
@@ -72,19 +74,24 @@ class Room:
 
     async def _wait(self, size_bytes: int) -> None:
         config = self._catalog.config
-        limit = config.max_size_bytes
-        polls = int(config.room_wait_seconds / _POLL_SECONDS)
-        if limit is not None and size_bytes > limit:
-            polls = 0
-        elif await self._evict_here(self.lacking_bytes(size_bytes)):
-            polls = 1
-        else:
-            wanted = encode_note(journal.ROOM, self.reserved_bytes + size_bytes, self._catalog.now())
-            await self._catalog.append(wanted)
-        for _ in range(polls):
-            self._catalog.catch_up()
-            self._free_until = 0.0
-            if self.lacking_bytes(size_bytes) <= 0:
+        if config.max_size_bytes is None or size_bytes <= config.max_size_bytes:
+            for _ in range(_EVICTIONS):
+                if not await self._evict_here(self.lacking_bytes(size_bytes)):
+                    await self._ask(size_bytes)
+                if self._has(size_bytes):
+                    return
+        raise ResourceExhausted(f"no room for {size_bytes} bytes in {config.path}: {self}")
+
+    def _has(self, size_bytes: int) -> bool:
+        self._catalog.catch_up()
+        self._free_until = 0.0
+        return self.lacking_bytes(size_bytes) <= 0
+
+    async def _ask(self, size_bytes: int) -> None:
+        """Have another process's evictor make room, for a while."""
+        wanted = encode_note(journal.ROOM, self.reserved_bytes + size_bytes, self._catalog.now())
+        await self._catalog.append(wanted)
+        for _ in range(int(self._catalog.config.room_wait_seconds / _EVICTIONS / _POLL_SECONDS)):
+            if self._has(size_bytes):
                 return
             await asyncio.sleep(_POLL_SECONDS)
-        raise ResourceExhausted(f"no room for {size_bytes} bytes in {config.path}: {self}")

@@ -28,6 +28,8 @@ P = ParamSpec("P")
 
 _BATCH_BYTES = 2 * 1024 * 1024
 """Bytes gathered per hop to a thread."""
+_WASTED_BYTES = 64 * 1024
+"""An open pack longer than this is given up when half of it is dead."""
 _MIN_COMPRESSED_BYTES = 256
 """Smaller blobs are stored as they are: zstd hardly shrinks them."""
 
@@ -142,6 +144,9 @@ class Writer:
 
     def _store_small(self, blobs: dict[Digest, bytes]) -> None:
         coded = [self._code(data) for data in blobs.values()]
+        use = self._catalog.index.packs.get(self._packs.open_pack)
+        if use is not None and use.end > _WASTED_BYTES and use.live_bytes * 2 < use.end:
+            self._packs.seal()  # for the evictor, who cannot free what we hold
         pack, offsets = self._packs.append([stored for stored, _ in coded])
         if self._always:
             self._packs.flush()
