@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def has_code(source: Path) -> bool:
     """Tell whether a module holds anything but documentation, imports and names."""
-    plain = (ast.Import, ast.ImportFrom, ast.Expr, ast.Assign, ast.AnnAssign)
+    plain = (ast.Import, ast.ImportFrom, ast.Expr, ast.Assign, ast.AnnAssign, ast.If)
     return any(not isinstance(node, plain) for node in ast.parse(source.read_text()).body)
 
 

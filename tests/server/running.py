@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -113,6 +114,24 @@ class RunningServer:
             )
         assert response.responses[0].status.code == 0, response
         return response.responses[0].data
+
+    def put_action(self, script: str, *outputs: str, **options: Any) -> re_pb2.Digest:
+        """Store an action that runs a shell script on an empty input root; return its digest."""
+        command = re_pb2.Command(arguments=["sh", "-c", script], output_paths=sorted(outputs))
+        action = re_pb2.Action(
+            command_digest=self.put(command.SerializeToString()), input_root_digest=self.put(b""), **options
+        )
+        return self.put(action.SerializeToString())
+
+    def execute(self, action: re_pb2.Digest, **options: Any) -> re_pb2.ExecuteResponse:
+        """Run an action and return its response."""
+        with self.channel() as channel:
+            request = re_pb2.ExecuteRequest(action_digest=action, **options)
+            *_, last = re_grpc.ExecutionStub(channel).Execute(request, timeout=90, wait_for_ready=True)
+        assert last.done
+        response = re_pb2.ExecuteResponse()
+        assert last.response.Unpack(response)
+        return response
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End the server with a signal; return its exit code."""

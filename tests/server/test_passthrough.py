@@ -22,7 +22,7 @@ from tvix.server import passthrough
 from tvix.server.passthrough import Passthrough, forwarded
 
 
-class Scheduler(
+class Scheduler(  # type: ignore[misc]  # untyped package
     re_grpc.ExecutionServicer, operations_pb2_grpc.OperationsServicer, worker_pb2_grpc.WorkerServiceServicer
 ):
     """Answers as the scheduler does, under the test's control."""

@@ -57,3 +57,10 @@ def test_the_default_folder_follows_the_environment(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_state_dir() == tmp_path / ".local/state/tvix"
+
+
+def test_a_worker_keeps_its_name(tmp_path: Path) -> None:
+    state, other = StateDir(tmp_path / "a"), StateDir(tmp_path / "b")
+    with locked(state), locked(other):
+        assert state.worker_id() == StateDir(state.root).worker_id()
+        assert state.worker_id() != other.worker_id()

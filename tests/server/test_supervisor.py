@@ -6,7 +6,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -18,12 +17,6 @@ from remote_apis import remote_execution_pb2_grpc as re_grpc
 from tests.server.running import RunningServer, alive, children_of, running_server, tvix, wait_until
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with running_server(tmp_path_factory.mktemp("server"), "--fronts", "2", "--workers", "0") as running:
-        yield running
 
 
 def test_capabilities_health_and_reflection_are_served(server: RunningServer) -> None:

@@ -91,6 +91,7 @@ async def _run(server: str, folder: Path, max_bytes: int, section: WorkerSection
     url = worker_store_url(state.cas, server, max_bytes)
     blobs = await open_worker_store(url)
     setup = WorkerSetup(
+        worker_id=state.worker_id(),
         target=parse_endpoint(server).target,
         fuse=FuseConfig(url, command=(sys.executable, "-m", "tvix.server.fuse")),
         scratch=state.worker,

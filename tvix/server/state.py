@@ -13,10 +13,13 @@ scheduler.sock       gRPC of the scheduler process, for the processes of this se
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +62,20 @@ class StateDir:
     def worker(self) -> Path:
         """The worker's scratch folder."""
         return self.root / "worker"
+
+    def worker_id(self) -> str:
+        """Return what the worker of this folder is called, made up at the first call.
+
+        It stays the same when the worker's process is replaced, so that the scheduler learns at once, from the
+        new one's Hello, that what the old one was doing is lost.
+        """
+        path = self.root / "worker-id"
+        with contextlib.suppress(FileNotFoundError):
+            if known := path.read_text().strip():
+                return known
+        name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        path.write_text(name)
+        return name
 
     @property
     def run(self) -> Path:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 class WorkerSetup:
     """What a worker is given."""
 
+    worker_id: str
     target: str
     """The server, as gRPC writes it."""
     fuse: FuseConfig
@@ -71,6 +72,7 @@ async def work(
     output.mkdir(exist_ok=True)
     config = WorkerConfig(
         target=setup.target,
+        worker_id=setup.worker_id,
         slots=setup.options.slots,
         properties=offered_properties(setup.options, sandbox.name),
         cpu_millis=machine_cpu_millis(),
@@ -115,6 +117,7 @@ async def main(child: Child) -> None:
     """Run the process."""
     config = child.config
     setup = WorkerSetup(
+        worker_id=config.state.worker_id(),
         target=config.state.scheduler_target,
         fuse=FuseConfig(config.state.cas.as_uri()),
         scratch=config.state.worker,

@@ -1,0 +1,94 @@
+"""The built-in worker: what it offers, what becomes of actions when processes die, draining."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from remote_apis import remote_execution_pb2 as re_pb2
+from tests.server.running import RunningServer, alive, children_of, running_server, wait_until
+from tvix.server.config import WorkerSection
+from tvix.server.worker import offered_properties
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def test_configured_properties_are_offered_beside_the_machines_own() -> None:
+    offered = offered_properties(WorkerSection(platform={"pool": ["a", "b"], "disk": "fast"}), "bubblewrap")
+    assert {("pool", "a"), ("pool", "b"), ("disk", "fast"), ("OSFamily", "linux")} <= set(offered)
+
+
+def test_an_action_runs_and_its_outputs_can_be_read(server: RunningServer) -> None:
+    response = server.execute(server.put_action("echo said; echo made > out.txt", "out.txt"))
+    assert (response.status.code, response.result.exit_code, response.cached_result) == (0, 0, False)
+    assert server.get(response.result.output_files[0].digest) == b"made\n"
+    assert response.result.execution_metadata.worker
+
+
+def test_the_second_time_the_result_comes_from_the_cache(server: RunningServer) -> None:
+    action = server.put_action("echo once > out.txt", "out.txt")
+    assert not server.execute(action).cached_result
+    assert server.execute(action).cached_result
+    assert not server.execute(action, skip_cache_lookup=True).cached_result
+
+
+class _Running:
+    """An action that takes two seconds, executed in a thread."""
+
+    def __init__(self, server: RunningServer, name: str) -> None:
+        self._action = server.put_action(f"sleep 2; echo {name}")
+        self._server = server
+        self.response: re_pb2.ExecuteResponse | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self.response = self._server.execute(self._action, skip_cache_lookup=True)
+
+    def result(self) -> re_pb2.ExecuteResponse:
+        self._thread.join(120)
+        assert self.response
+        return self.response
+
+
+def _descendants(pid: int) -> dict[int, str]:
+    found = children_of(pid)
+    for child in list(found):
+        found |= _descendants(child)
+    return found
+
+
+def _is_running(server: RunningServer) -> bool:
+    return any(command.startswith("sleep 2") for command in _descendants(server.process.pid).values())
+
+
+@pytest.mark.parametrize("role", ["worker", "scheduler"])
+def test_an_action_outlives_the_death_of_a_process(server: RunningServer, role: str) -> None:
+    running = _Running(server, f"outlives-{role}")
+    wait_until(lambda: _is_running(server), "the action runs")
+    (victim,) = server.children(role)
+    os.kill(victim, signal.SIGKILL)
+    response = running.result()
+    assert (response.status.code, response.result.exit_code) == (0, 0), response
+    assert response.result.stdout_raw == f"outlives-{role}\n".encode()
+
+
+def test_a_killed_worker_leaves_no_process_and_no_mount(server: RunningServer) -> None:
+    running = _Running(server, "killed")
+    wait_until(lambda: _is_running(server), "the action runs")
+    (worker,) = server.children("worker")
+    below = list(_descendants(worker))
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: not any(alive(pid) for pid in below), "the end of all below the worker")
+    assert str(server.state) not in Path("/proc/self/mounts").read_text()
+    assert running.result().result.exit_code == 0
+
+
+def test_stopping_lets_a_running_action_finish_and_the_client_learns_its_result(tmp_path: Path) -> None:
+    with running_server(tmp_path, "--fronts", "1", "--workers", "1") as server:
+        running = _Running(server, "drained")
+        wait_until(lambda: _is_running(server), "the action runs")
+        assert server.stop() == 0
+        assert running.result().result.stdout_raw == b"drained\n"
