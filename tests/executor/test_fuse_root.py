@@ -407,11 +407,14 @@ async def test_leftovers_of_a_killed_predecessor_are_cleared(
         assert stale not in mounts_below(tmp_path) or stale == opened.path
 
 
-async def test_the_process_ends_with_its_parent(store: FolderStore, tmp_path: Path) -> None:
+async def test_a_killed_worker_leaves_no_process_and_its_successor_clears_its_mounts(
+    store: FolderStore, tmp_path: Path
+) -> None:
     program = (
         "import asyncio, sys; from pathlib import Path; from tests.executor.mounting import build_root\n"
+        "from tvix.cas.digest import EMPTY\n"
         "async def main():\n"
-        "    async with build_root(Path(sys.argv[1])) as roots:\n"
+        "    async with build_root(Path(sys.argv[1])) as roots, roots.open(EMPTY['sha256']):\n"
         "        print((await roots.mount()).pid, flush=True); await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
@@ -431,3 +434,8 @@ async def test_the_process_ends_with_its_parent(store: FolderStore, tmp_path: Pa
     finally:
         asyncio.get_running_loop().remove_reader(descriptor)
         os.close(descriptor)
+    assert len(mounts_below(tmp_path)) == 2, "this worker had no mount namespace of its own"
+    async with build_root(tmp_path) as roots, roots.open(await store_tree(store, TREE)) as opened:
+        assert await off_loop((opened.path / "a/file").read_bytes) == b"contents"
+        assert len(mounts_below(tmp_path)) == 2
+    assert list((tmp_path / "scratch").iterdir()) == []

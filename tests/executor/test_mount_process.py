@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -82,3 +83,18 @@ async def test_uses_are_counted_and_calls_after_the_end_fail(tmp_path: Path) -> 
     mount.close_tree(second)
     await mount.stop()
     assert mounts_below(tmp_path) == []
+
+
+async def test_a_process_that_hangs_is_killed_so_that_its_readers_are_let_go(tmp_path: Path) -> None:
+    enter_namespace()
+    store = make_store(tmp_path)
+    root = await store_tree(store, {"f": b"file"})
+    (tmp_path / "mount").mkdir()
+    config = FuseConfig(str(store.folder), COMMAND, answer_seconds=0.2)
+    mount = await MountProcess.start(tmp_path / "mount", config)
+    os.kill(mount.pid, signal.SIGSTOP)
+    with pytest.raises(Unavailable, match="does not answer"):
+        await mount.open_tree(root)
+    await mount.wait_dead()
+    assert not mount.alive
+    await mount.stop()

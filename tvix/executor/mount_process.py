@@ -133,6 +133,9 @@ class MountProcess:
             async with asyncio.timeout(self._config.answer_seconds):
                 message = await answer
         except TimeoutError as error:
+            # Its readers hang as well, and cannot be killed before it is.
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
             raise Unavailable(f"the process of the mount at {self.mountpoint} does not answer") from error
         finally:
             del self._answers[number]
