@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ async def test_execute_reports_stages_and_returns_the_response(world: World) -> 
     assert (await running).result.stdout_raw == b"out"
     assert stages[-1] is Stage.COMPLETED
     assert stages == sorted(set(stages))
+
+
+async def test_an_end_that_comes_while_the_watcher_is_busy_is_seen(world: World) -> None:
+    operation = await world.scheduler.begin(Execution(digest_from_proto(world.action())))
+    seen: list[bool] = []
+    async with aclosing(world.scheduler.watch(operation, 100)) as states:
+        async for state in states:
+            seen.append(state.done)
+            if not state.done:
+                await world.scheduler.cancel(operation.name)
+    assert seen == [False, True]
 
 
 async def test_cancelling_execute_stops_the_run(world: World) -> None:

@@ -346,9 +346,10 @@ class Scheduler(Executor):
         self.dispatcher.queue.watch(operation.name)
         try:
             while True:
-                version = operation.version
+                # As it was when yielded: it may end while the consumer is busy with what it got.
+                version, done = operation.version, operation.done
                 yield operation
-                if operation.done:
+                if done:
                     return
                 await operation.wait_changed(version, period_seconds)
         finally:
