@@ -40,7 +40,7 @@ def test_a_configuration_survives_the_way_to_a_child() -> None:
     [
         ("[server]\ngrcp = 1", "server.grcp: no such option; did you mean 'grpc'?"),
         ("[workers]\n", "workers: no such option; did you mean 'worker'?"),
-        ("[store]\nzzz = 1", "store.zzz: no such option; known here: max_size, min_free, compress"),
+        ("[store]\nzzz = 1", "store.zzz: no such option; known here: max_size, min_free, fsync, compress"),
         ('[server]\ngrpc = "8980"', "server.grpc = '8980': '8980' is not HOST:PORT; write for example 127.0.0.1:8980"),
         ('[store]\nmax_size = "1 XB"', "store.max_size = '1 XB': write a size as a number of bytes or as"),
         ("[store]\nmax_size = -1", "store.max_size = -1: Input should be greater than or equal to 0"),

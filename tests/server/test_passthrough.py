@@ -22,9 +22,10 @@ from tvix.server import passthrough
 from tvix.server.passthrough import Passthrough, forwarded
 
 
-class Scheduler(  # type: ignore[misc]  # untyped package
-    re_grpc.ExecutionServicer, operations_pb2_grpc.OperationsServicer, worker_pb2_grpc.WorkerServiceServicer
-):
+_Operations: Any = operations_pb2_grpc.OperationsServicer  # untyped package
+
+
+class Scheduler(re_grpc.ExecutionServicer, worker_pb2_grpc.WorkerServiceServicer, _Operations):  # type: ignore[misc]
     """Answers as the scheduler does, under the test's control."""
 
     def __init__(self) -> None:
@@ -96,7 +97,7 @@ class Setting:
         self.scheduler, self.upstream = scheduler, GrpcServer()
         server: Any = self.upstream
         re_grpc.add_ExecutionServicer_to_server(scheduler, server)
-        operations_pb2_grpc.add_OperationsServicer_to_server(scheduler, server)
+        operations_pb2_grpc.add_Operations_to_server(scheduler, server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(scheduler, server)
         self.upstream.add_unix_socket(str(self.socket))
         await self.upstream.start()

@@ -108,6 +108,12 @@ class StoreSection(Section):
     min_free: Size = Field(
         default=2 * 2**30, description="Blobs are also evicted when less than this is left free on the file system."
     )
+    fsync: Literal["never", "interval", "always"] = Field(
+        default="interval",
+        description="When blobs are flushed to the disk. No process's death loses anything acknowledged under any of "
+        "these; a power cut loses nothing with always (slow), the last seconds with interval, half a minute with "
+        "never. What was lost is found at the next start.",
+    )
     compress: bool = Field(default=False, description="Keep blobs compressed with zstd on disk: more room, less speed.")
 
 

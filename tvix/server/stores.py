@@ -47,6 +47,7 @@ def disk_config(state: StateDir, store: StoreSection) -> DiskConfig:
         path=state.cas,
         max_size_bytes=store.max_size,
         min_free_bytes=store.min_free,
+        fsync=store.fsync,
         compression="zstd" if store.compress else "none",
     )
 
