@@ -21,7 +21,6 @@ from tvix.rpc import error_from_rpc, handled
 from tvix.server import passthrough
 from tvix.server.passthrough import Passthrough, forwarded
 
-
 _Operations: Any = operations_pb2_grpc.OperationsServicer  # untyped package
 
 
