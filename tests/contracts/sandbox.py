@@ -316,6 +316,12 @@ class InputRootContract:
         assert (ran.stdout, ran.stderr) == ("cat\n/dev/shm\n/dev/stdin\n", "")
         assert [list((root / name).iterdir()) for name in ("dev", "proc", "tmp")] == [[], [], []]
 
+    async def test_tmp_of_the_input_root_on_request(self, sandbox: Sandbox, root: Path) -> None:
+        process = replace(self._process(root, "cat /tmp/given; touch /tmp/made"), own_tmp=True)
+        (root / "tmp" / "given").write_text("input")
+        assert (await run(sandbox, process)).stdout == "input"
+        assert (root / "tmp" / "made").exists()
+
     async def test_mount_points_that_were_not_there_are_gone_afterwards(self, sandbox: Sandbox, root: Path) -> None:
         process = self._process(root, "touch /dev/null /tmp/f; cat /proc/self/comm")
         for name in ("dev", "proc", "tmp"):

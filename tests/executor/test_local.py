@@ -162,6 +162,59 @@ async def test_cancelling_kills_and_leaves_nothing(
     assert list((tmp_path / "roots").iterdir()) == []
 
 
+def buildstream_tree() -> dict[str, object]:
+    """Return a root file system as BuildStream sends it: no property says what it is."""
+    busybox = Executable(Path("/usr/bin/busybox").read_bytes())
+    links = dict.fromkeys(("sh", "cat", "mkdir", "ls", "pwd", "readlink"), "busybox")
+    work = {"hello": {"source": b"hello"}}
+    return {
+        "bin": "usr/bin",
+        "usr": {"bin": {"busybox": busybox, **links}},
+        "buildstream": {"project": work},
+        **{"dev": {}, "proc": {}, "tmp": {}},
+    }
+
+
+needs_busybox = pytest.mark.skipif(not Path("/usr/bin/busybox").exists(), reason="busybox-static is not installed")
+
+
+@needs_busybox
+async def test_a_root_file_system_becomes_the_root(executor: LocalExecutor, blobs: MemoryBlobStore) -> None:
+    script = "pwd; ls /; mkdir -p /buildstream-install/usr/share; cat source > /buildstream-install/usr/share/hello"
+    command = make_command(
+        ["sh", "-c", "-e", script],
+        env={"PATH": "/usr/bin:/bin"},
+        working_directory="buildstream/project/hello",
+        output_paths=["../../../buildstream-install", "../../.."],
+        output_directory_format=re_pb2.Command.DIRECTORY_ONLY,
+        properties={"unixUID": "0", "unixGID": "0", "OSFamily": "linux"},
+    )
+    response = await execute(executor, add_action(blobs, command, buildstream_tree()))  # type: ignore[arg-type]
+    assert (response.status.code, response.result.stderr_raw) == (0, b"")
+    words = response.result.stdout_raw.decode().split()
+    assert words == ["/buildstream/project/hello", "bin", "buildstream", "dev", "proc", "tmp", "usr"]
+    install, everything = response.result.output_directories
+    assert (install.path, everything.path) == ("../../../buildstream-install", "../../..")
+    root = re_pb2.Directory.FromString(blobs.blobs[digest_from_proto(everything.root_directory_digest)])
+    assert [node.name for node in root.directories] == [
+        "buildstream",
+        "buildstream-install",
+        "dev",
+        "proc",
+        "tmp",
+        "usr",
+    ]
+    assert [node.digest.size_bytes for node in root.directories if node.name in ("dev", "proc", "tmp")] == [0, 0, 0]
+    assert digest_from_proto(install.root_directory_digest) in blobs.blobs
+
+
+@needs_busybox
+async def test_outputs_in_tmp_of_the_root(executor: LocalExecutor, blobs: MemoryBlobStore) -> None:
+    command = make_command(["sh", "-c", "echo x > /tmp/f"], env={"PATH": "/bin"}, output_paths=["tmp/f"])
+    response = await execute(executor, add_action(blobs, command, buildstream_tree()))  # type: ignore[arg-type]
+    assert [file.path for file in response.result.output_files] == ["tmp/f"]
+
+
 async def test_large_output_is_not_inlined(executor: LocalExecutor, blobs: MemoryBlobStore) -> None:
     command = make_command(["head", "-c", "3000000", "/dev/zero"])
     result = (await execute(executor, add_action(blobs, command, {}))).result

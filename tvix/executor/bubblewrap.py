@@ -127,7 +127,9 @@ class BubblewrapSandbox(Sandbox):
                 for path in NETWORK_FILES:
                     arguments += ("--ro-bind-try", path, path)
             arguments += ("--bind", str(process.root), working_root)
-        arguments += ("--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp")
+        arguments += ("--proc", "/proc", "--dev", "/dev")
+        if not process.own_tmp:
+            arguments += ("--perms", "1777", "--tmpfs", "/tmp")
         arguments += ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
         if not process.network:
             arguments.append("--unshare-net")

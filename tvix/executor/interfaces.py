@@ -134,6 +134,9 @@ class Process:
     limits: Limits = field(default_factory=Limits)
     uid: int | None = None
     gid: int | None = None
+    own_tmp: bool = False
+    """Whether /tmp is the input root's own, because outputs or inputs are in it, and not a private empty one.
+    Only with the input root as `/`."""
 
 
 @dataclass(frozen=True, slots=True)

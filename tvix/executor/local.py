@@ -149,17 +149,18 @@ class LocalExecutor(Executor):
     async def _run_in(
         self, root: OpenRoot, plan: CommandPlan, limits: Limits, run: ActionRun
     ) -> re_pb2.ExecuteResponse:
-        profile = await asyncio.to_thread(prepare_root, root.path, plan, self._config.profile)
+        shown = await asyncio.to_thread(prepare_root, root.path, plan, self._config.profile)
         process = Process(
             arguments=plan.arguments,
             environment=plan.environment,
             root=root.path,
             working_directory=plan.working_directory,
-            profile=profile,
+            profile=shown.profile,
             network=self._config.network if plan.network is None else plan.network,
             limits=limits,
             uid=plan.uid,
             gid=plan.gid,
+            own_tmp=shown.own_tmp,
         )
         stdout, stderr = Capture(self._config.scratch, run.stdout), Capture(self._config.scratch, run.stderr)
         try:

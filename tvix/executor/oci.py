@@ -150,7 +150,11 @@ class OciSandbox(Sandbox):
             },
             "root": {"path": str(process.root if own_root else self._rootfs), "readonly": not own_root},
             "hostname": "tvix",
-            "mounts": [*([] if own_root else self._host_mounts(process)), *_KERNEL_MOUNTS],
+            "mounts": [
+                *([] if own_root else self._host_mounts(process)),
+                *_KERNEL_MOUNTS,
+                *([] if process.own_tmp else [_TMP]),
+            ],
             "linux": {
                 "namespaces": [{"type": kind} for kind in namespaces],
                 "uidMappings": [{"containerID": uid, "hostID": os.getuid(), "size": 1}],
@@ -180,8 +184,8 @@ _KERNEL_MOUNTS = (
     _mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
     _mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"),
     _mount("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777"),
-    _mount("/tmp", "tmpfs", "nosuid", "nodev", "mode=1777"),
 )
+_TMP = _mount("/tmp", "tmpfs", "nosuid", "nodev", "mode=1777")
 
 
 def _error_in(log_file: Path) -> str:

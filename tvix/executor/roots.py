@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from tvix.errors import FailedPrecondition, InvalidInput
 from tvix.executor.command import CommandPlan, ProfileChoice
@@ -12,13 +13,21 @@ from tvix.executor.interfaces import Profile
 from tvix.executor.safe_paths import make_directories, opened_directory, opened_root
 
 
-def prepare_root(root: Path, plan: CommandPlan, default_profile: ProfileChoice) -> Profile:
-    """Check the working directory, create the directories that outputs need, return the profile.
+class Prepared(NamedTuple):
+    """How a prepared root is to be shown."""
+
+    profile: Profile
+    own_tmp: bool
+
+
+def prepare_root(root: Path, plan: CommandPlan, default_profile: ProfileChoice) -> Prepared:
+    """Check the working directory, create the directories that outputs need, return how to show the root.
 
     InvalidInput when the working directory is not in the input tree, FailedPrecondition when a
     directory cannot be made, for instance because a file has its name.
     """
     profile = choose_profile(root, plan, default_profile)
+    own_tmp = profile is Profile.INPUT_ROOT and has_own_tmp(root, plan)
     with opened_root(root) as descriptor:
         if plan.working_directory:
             _check_working_directory(descriptor, plan.working_directory)
@@ -27,7 +36,7 @@ def prepare_root(root: Path, plan: CommandPlan, default_profile: ProfileChoice) 
                 make_directories(descriptor, parent)
             except OSError as error:
                 raise FailedPrecondition(f"output folder {parent!r} cannot be made: {error.strerror}") from error
-    return profile
+    return Prepared(profile, own_tmp)
 
 
 def _check_working_directory(root: int, path: str) -> None:
@@ -58,6 +67,12 @@ def choose_profile(root: Path, plan: CommandPlan, default: ProfileChoice) -> Pro
         and any(os.path.lexists(root / name) for name in ("bin", "usr"))
     )
     return Profile.INPUT_ROOT if is_system else Profile.HOST_TOOLS
+
+
+def has_own_tmp(root: Path, plan: CommandPlan) -> bool:
+    """Return whether the input root's `tmp` holds inputs or is to hold outputs."""
+    wanted = any(spec.location == "tmp" or spec.location.startswith("tmp/") for spec in plan.outputs)
+    return wanted or (os.path.isdir(root / "tmp") and not _is_empty_directory(root / "tmp"))
 
 
 def _is_empty_directory(path: Path) -> bool:

@@ -5,9 +5,10 @@ descriptor FD refers to; how it ended is written over it. Everything that the pr
 it detaches itself, is a descendant of this process, which adopts orphans, and is killed when the
 program ends, when SIGTERM comes, and when the worker dies.
 
-Input: arguments, environment, directory, root (a folder to make `/`, or null), hidden (folders to show
-empty), parent (the worker's process id). Output: exit_code, error (why the program could not be
-started, else empty), user_seconds, system_seconds, peak_memory_bytes.
+Input: arguments, environment, directory, root (a folder to make `/`, or null), own_tmp (whether its /tmp
+is left as it is), hidden (folders to show empty), parent (the worker's process id). Output: exit_code,
+error (why the program could not be started, else empty), user_seconds, system_seconds,
+peak_memory_bytes.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def _become(job: dict[str, Any], failure: int) -> NoReturn:
                 signal.signal(number, signal.SIG_DFL)
         _hide(job.get("hidden", ()))
         if job["root"] is not None:
-            _change_root(job["root"])
+            _change_root(job["root"], own_tmp=job["own_tmp"])
         os.chdir(job["directory"])
         _execute(job["arguments"], job["environment"])
     except OSError as error:
@@ -109,12 +110,13 @@ def _execute(arguments: list[str], environment: dict[str, str]) -> None:
         raise
 
 
-def _change_root(root: str) -> None:
+def _change_root(root: str, *, own_tmp: bool) -> None:
     """Make a folder `/`, with the host's /dev, a /proc and an empty /tmp that only the program sees."""
     _unshare_mounts()
     _mount("/dev", f"{root}/dev", None, MS_BIND | MS_REC)
     _mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV)
-    _mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+    if not own_tmp:
+        _mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
     os.chroot(root)
 
 

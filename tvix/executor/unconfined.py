@@ -55,6 +55,7 @@ class UnconfinedSandbox(Sandbox):
                 "environment": dict(process.environment),
                 "directory": directory,
                 "root": root,
+                "own_tmp": process.own_tmp,
             }
             return await supervised(process, job, stdout, stderr, self._cgroups)
 
