@@ -1,5 +1,4 @@
 from remote_apis import remote_execution_pb2 as re_pb2
-from tests.cas.grpc_server import serve
 from tvix.cas.capabilities import CapabilitiesConfig, server_capabilities
 
 
@@ -33,12 +32,3 @@ def test_a_cache_says_nothing_of_execution() -> None:
     assert found.cache_capabilities.max_cas_blob_size_bytes == 10
     strategy = re_pb2.SymlinkAbsolutePathStrategy
     assert found.cache_capabilities.symlink_absolute_path_strategy == strategy.DISALLOWED
-
-
-async def test_update_enabled_is_per_caller() -> None:
-    async with serve(may_update_actions=lambda context: ("user", "ci") in context.invocation_metadata()) as served:
-        for metadata, enabled in (((), False), ((("user", "ci"),), True)):
-            reply = await served.capabilities.GetCapabilities(
-                re_pb2.GetCapabilitiesRequest(instance_name="any/instance"), metadata=metadata
-            )
-            assert reply.cache_capabilities.action_cache_update_capabilities.update_enabled is enabled

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import fnmatch
 import hashlib
 import os
@@ -106,7 +105,7 @@ def _parse_sri(value: str) -> tuple[tuple[str, bytes], ...]:
         algorithm, _, rest = part.partition("-")
         try:
             digest = base64.b64decode(rest.partition("?")[0], validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise InvalidInput(f"checksum.sri: {part[:200]!r}: {error}", field="qualifiers.value") from error
         if algorithm in _SRI_ALGORITHMS and len(digest) == hashlib.new(algorithm).digest_size:
             checksums.append((algorithm, digest))

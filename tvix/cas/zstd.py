@@ -27,7 +27,7 @@ MIN_COMPRESSED_BYTES = 100
 _INLINE_BYTES = 16 * 1024
 """A hop to a thread costs about as much as (de)compressing this many bytes."""
 
-_OPTIONS = {zstd.DecompressionParameter.window_log_max: 25}
+_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 25}
 """Frames may ask for a window of 32 MiB at most: the strongest ordinary level takes 8."""
 
 _contexts = threading.local()
