@@ -17,6 +17,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,13 @@ async def parts(store: BlobStore, digest: Digest, offset: int = 0, limit: int | 
         return b"".join([chunk async for chunk in chunks])
 
 
+@cache
 def random_bytes(count: int, seed: int = 0) -> bytes:
     """Return bytes that do not compress."""
     return random.Random(seed).randbytes(count)
 
 
+@cache
 def text_bytes(count: int) -> bytes:
     """Return bytes that compress."""
     return (b"".join(b"line %d of a text that repeats itself\n" % number for number in range(count // 36 + 1)))[:count]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvix.cas.disk.location import Location, pack_location, rounded, unpack_location
+from tvix.cas.disk.location import Location, end_of, pack_location, pack_of, rounded, stored_bytes_of, unpack_location
 
 locations = st.builds(
     Location, st.integers(0, 2**32 - 1), st.integers(0, 2**40 - 1), st.integers(0, 2**52 - 1), st.integers(0, 15)
@@ -18,6 +18,8 @@ def test_unpacking_gives_back_what_was_packed(location: Location) -> None:
     packed = pack_location(*location)
     assert unpack_location(packed) == location
     assert packed < 2**128
+    assert (pack_of(packed), stored_bytes_of(packed)) == (location.pack, location.stored_bytes)
+    assert end_of(packed) == location.offset + location.stored_bytes
 
 
 @pytest.mark.parametrize(("size", "space"), [(0, 4096), (1, 4096), (4096, 4096), (4097, 8192)])

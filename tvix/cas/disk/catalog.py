@@ -130,7 +130,12 @@ class Catalog:
         """Run a background job; `close` waits for it."""
         task = asyncio.get_running_loop().create_task(job)
         self._jobs.add(task)
-        task.add_done_callback(self._jobs.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._jobs.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("store=%s cannot write down: %s", self.config.path, error)
 
     async def lost(self, digest: Digest, location: int, *, with_pack: bool = False) -> None:
         """Strike out a blob whose bytes are gone from the disk; `with_pack`: with all in its pack."""

@@ -22,7 +22,7 @@ from tvix.cas.disk.catalog import Catalog
 from tvix.cas.disk.config import MIB, DiskConfig
 from tvix.cas.disk.index import PackUse
 from tvix.cas.disk.journal import RECORD_BYTES, encode, encode_note
-from tvix.cas.disk.location import OWN_FILE, pack_location, rounded, unpack_location
+from tvix.cas.disk.location import OWN_FILE, pack_location, pack_of, rounded, stored_bytes_of, unpack_location
 from tvix.cas.disk.packs import OpenFile, PackWriter, lock_pack, read_exactly
 from tvix.cas.disk.pins import Closures, PinFiles
 from tvix.cas.disk.recovery import write_snapshot
@@ -110,7 +110,10 @@ class Evictor:
             while not self.try_lock():  # noqa: ASYNC110 - the holder is another process
                 await asyncio.sleep(_LOCK_POLL_SECONDS)
             while True:
-                await self.look(free_bytes())
+                try:
+                    await self.look(free_bytes())
+                except OSError as error:
+                    log.error("store=%s cannot evict: %s", self._path, error)
                 await asyncio.sleep(_POLL_SECONDS)
         finally:
             self._looping = False
@@ -164,14 +167,23 @@ class Evictor:
 
     async def remove(self, victims: list[tuple[Digest, int]]) -> None:
         """Say in the journal that blobs are gone, then remove the files of those that have one."""
+        if not victims:
+            return
         now = self._catalog.now()
-        if victims:
-            await self._catalog.append(b"".join([encode(journal.EVICT, *victim, now) for victim in victims]))
+        records = b"".join([encode(journal.EVICT, *victim, now) for victim in victims])
+        try:
+            await self._catalog.append(records)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # Not even the journal has room: free some first. Who reads one of them now finds it missing.
             await self._catalog.run(self._unlink, victims)
+            await self._catalog.append(records)
+        await self._catalog.run(self._unlink, victims)
 
     def _unlink(self, victims: Iterable[tuple[Digest, int]]) -> None:
         for digest, location in victims:
-            if unpack_location(location).pack == OWN_FILE:
+            if pack_of(location) == OWN_FILE:
                 with suppress(FileNotFoundError):
                     os.unlink(large_files.path_of(self._path / "blobs", digest, location))
 
@@ -235,7 +247,7 @@ class Evictor:
 
 
 def _blobs_in(blobs: list[tuple[Digest, int]], packs: Collection[int]) -> list[tuple[Digest, int]]:
-    return [blob for blob in blobs if unpack_location(blob[1]).pack in packs]
+    return [blob for blob in blobs if pack_of(blob[1]) in packs]
 
 
 def _batches(blobs: list[tuple[Digest, int]], batch_bytes: int) -> Iterator[list[tuple[Digest, int]]]:
@@ -243,7 +255,7 @@ def _batches(blobs: list[tuple[Digest, int]], batch_bytes: int) -> Iterator[list
     size_bytes = 0
     for blob in blobs:
         batch.append(blob)
-        size_bytes += unpack_location(blob[1]).stored_bytes
+        size_bytes += stored_bytes_of(blob[1])
         if size_bytes >= batch_bytes:
             yield batch
             batch, size_bytes = [], 0

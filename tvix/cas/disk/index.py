@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tvix.cas.digest import Digest
 from tvix.cas.disk import journal
 from tvix.cas.disk.journal import Record
-from tvix.cas.disk.location import OWN_FILE, rounded, unpack_location
+from tvix.cas.disk.location import OWN_FILE, end_of, pack_of, rounded, stored_bytes_of
 
 
 class PackUse(NamedTuple):
@@ -21,6 +21,9 @@ class PackUse(NamedTuple):
     end: int
     """The pack's length as far as blobs are known in it."""
     live_bytes: int
+
+
+_NO_USE = PackUse(0, 0)
 
 
 class Index:
@@ -40,6 +43,8 @@ class Index:
         """Room that writers asked for since the evictor last looked."""
         self.on_drop: Callable[[int], object] = lambda pack: None
         """Called for each pack that goes: whoever has it open should close it."""
+        self.on_put: Callable[[Digest], object] = lambda digest: None
+        """Called for each blob that is new to this index."""
         self.evictions = 0
         self.evicted_bytes = 0
 
@@ -96,25 +101,28 @@ class Index:
         if digest not in self.blobs:
             self.blobs[digest] = location
             self._claim(digest, location)
-        elif (pack := unpack_location(location).pack) != OWN_FILE:
-            self._extend(pack, _end(location), 0)
+            self.on_put(digest)
+        elif pack_of(location) != OWN_FILE:
+            self._extend(pack_of(location), end_of(location), 0)
 
     def _claim(self, digest: Digest, location: int) -> None:
-        pack, _, stored_bytes, _ = unpack_location(location)
         self.blob_bytes += digest.size_bytes
+        pack = pack_of(location)
         if pack == OWN_FILE:
-            self.file_bytes += rounded(stored_bytes)
+            self.file_bytes += rounded(stored_bytes_of(location))
         else:
-            self._extend(pack, _end(location), stored_bytes)
+            self._extend(pack, end_of(location), stored_bytes_of(location))
 
     def _extend(self, pack: int, end: int, live_bytes: int) -> None:
-        known_end, live = self.packs.get(pack, (0, 0))
-        end = max(end, known_end)
-        self.pack_bytes += end - known_end
+        known_end, live = self.packs.get(pack, _NO_USE)
+        if end > known_end:
+            self.pack_bytes += end - known_end
+        else:
+            end = known_end
         self.packs[pack] = PackUse(end, live + live_bytes)
 
     def _release(self, digest: Digest, location: int) -> None:
-        pack, _, stored_bytes, _ = unpack_location(location)
+        pack, stored_bytes = pack_of(location), stored_bytes_of(location)
         self.blob_bytes -= digest.size_bytes
         if pack == OWN_FILE:
             self.file_bytes -= rounded(stored_bytes)
@@ -134,9 +142,4 @@ class Index:
 
     def blobs_of_pack(self, pack: int) -> list[Digest]:
         """Return the blobs that lie in a pack. Walks the whole index."""
-        return [digest for digest, location in self.blobs.items() if unpack_location(location).pack == pack]
-
-
-def _end(location: int) -> int:
-    _, offset, stored_bytes, _ = unpack_location(location)
-    return offset + stored_bytes
+        return [digest for digest, location in self.blobs.items() if pack_of(location) == pack]

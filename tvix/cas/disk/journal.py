@@ -207,7 +207,7 @@ class Journal:
                 os.ftruncate(self._write_fd, size + written - written % RECORD_BYTES)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         if flush:
-            os.fdatasync(self._write_fd)
+            self.flush()
 
     def _prepare(self) -> int:
         """Make the append descriptor point at the current file, cut to whole records; return its size."""
@@ -223,7 +223,12 @@ class Journal:
 
     def flush(self) -> None:
         """Make what was appended safe from power loss."""
-        os.fdatasync(self._write_fd)
+        with self._thread_lock:
+            fd = os.dup(self._write_fd)  # which another thread may replace meanwhile
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
     @property
     def size_bytes(self) -> int:

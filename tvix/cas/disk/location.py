@@ -55,6 +55,21 @@ def unpack_location(location: int) -> Location:
     )
 
 
+def pack_of(location: int) -> int:
+    """Return a packed location's pack, like the next ones much faster than unpacking it."""
+    return location >> _PACK_SHIFT & _PACK_MASK
+
+
+def stored_bytes_of(location: int) -> int:
+    """Return a packed location's stored bytes."""
+    return location >> _STORED_SHIFT
+
+
+def end_of(location: int) -> int:
+    """Return where in its pack a blob ends."""
+    return (location & _OFFSET_MASK) + (location >> _STORED_SHIFT)
+
+
 def rounded(size_bytes: int) -> int:
     """Return the space that a file of this size takes: whole blocks, at least one (its inode)."""
     return max(1, -(-size_bytes // BLOCK_BYTES)) * BLOCK_BYTES

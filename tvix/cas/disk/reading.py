@@ -36,21 +36,33 @@ class Reader:
 
     async def read(self, digest: Digest, offset: int, limit: int | None) -> AsyncGenerator[bytes, None]:
         """See BlobStore.read."""
-        located = None if digest in EMPTY_BLOBS else await self._locate(digest)
+        located = None if digest in EMPTY_BLOBS else await self._locate(digest, offset, limit)
         start, end = _range(digest, offset, limit)
         if located is None or start == end:
             return
-        file, location = located
+        file, location, first = located
         if location.pack != OWN_FILE:
             yield await self._read_packed(digest, file, location, start, end)
-            return
-        pieces = self._read_frames if location.codec == ZSTD else self._read_plain
-        async with aclosing(pieces(digest, file, location, start, end)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        elif isinstance(first, FrameTable):
+            frames = large_files.read_frames(file, first, start, end)
+            while (piece := await self._catalog.run(next, frames, None)) is not None:
+                yield piece
+        else:
+            while True:
+                for piece in first:
+                    yield piece
+                    start += len(piece)
+                if start == end:
+                    return
+                first = await self._catalog.run(large_files.read_plain, file, start, end, _PIECES_PER_HOP)
 
-    async def _locate(self, digest: Digest) -> tuple[OpenFile, Location]:
-        """Open the blob's file; BlobNotFound if it is absent or its file is gone."""
+    async def _locate(
+        self, digest: Digest, offset: int, limit: int | None
+    ) -> tuple[OpenFile, Location, FrameTable | list[bytes]]:
+        """Open the blob's file and, if it is its own, read its table or first pieces in the same hop.
+
+        BlobNotFound if it is absent or its file is gone.
+        """
         for _ in range(3):  # it may be moved to another pack meanwhile, once or, hardly, twice
             packed = self._catalog.use(digest)
             if packed is None:
@@ -58,9 +70,11 @@ class Reader:
             location = unpack_location(packed)
             try:
                 if location.pack != OWN_FILE:
-                    return self._packs.get(location.pack), location
+                    return self._packs.get(location.pack), location, []
                 path = large_files.path_of(self._folder, digest, packed)
-                return await self._catalog.run(_open_whole, path, location.stored_bytes), location
+                start, end = _range(digest, offset, limit)
+                file, first = await self._catalog.run(_open_and_read, path, digest, location, start, end)
+                return file, location, first
             except (FileNotFoundError, CorruptData) as error:
                 await self._catalog.lost(digest, packed, with_pack=isinstance(error, FileNotFoundError))
         raise BlobNotFound(digest)
@@ -79,23 +93,6 @@ class Reader:
         except CorruptData:
             await self._catalog.lost(digest, pack_location(*location))
             raise BlobNotFound(digest) from None
-
-    async def _read_plain(
-        self, digest: Digest, file: OpenFile, location: Location, start: int, end: int
-    ) -> AsyncGenerator[bytes, None]:
-        while start < end:
-            pieces = await self._catalog.run(large_files.read_plain, file, start, end, _PIECES_PER_HOP)
-            for piece in pieces:
-                yield piece
-                start += len(piece)
-
-    async def _read_frames(
-        self, digest: Digest, file: OpenFile, location: Location, start: int, end: int
-    ) -> AsyncGenerator[bytes, None]:
-        table = await self._catalog.run(large_files.read_table, file, digest, location.stored_bytes)
-        frames = large_files.read_frames(file, table, start, end)
-        while (piece := await self._catalog.run(next, frames, None)) is not None:
-            yield piece
 
     async def get_many(self, digests: Sequence[Digest]) -> list[bytes | None]:
         """See BlobStore.get_many."""
@@ -178,13 +175,13 @@ class Reader:
         """See ZstdSource.read_zstd."""
         if digest in EMPTY_BLOBS:
             return None
-        file, location = await self._locate(digest)
+        file, location, table = await self._locate(digest, offset, 0)
         start, _ = _range(digest, offset, None)
         if location.codec != ZSTD or (location.pack != OWN_FILE and offset):
             return None
         if location.pack != OWN_FILE:
             return self._send_packed(file, location)
-        table = await self._catalog.run(large_files.read_table, file, digest, location.stored_bytes)
+        assert isinstance(table, FrameTable)
         return self._send_frames(file, table, start)
 
     async def _send_packed(self, file: OpenFile, location: Location) -> AsyncGenerator[bytes, None]:
@@ -239,6 +236,15 @@ def _open_whole(path: str, stored_bytes: int) -> OpenFile:
     if os.fstat(file.fd).st_size != stored_bytes:
         raise CorruptData(f"{path} is not {stored_bytes} bytes long")
     return file
+
+
+def _open_and_read(
+    path: str, digest: Digest, location: Location, start: int, end: int
+) -> tuple[OpenFile, FrameTable | list[bytes]]:
+    file = _open_whole(path, location.stored_bytes)
+    if location.codec == ZSTD:
+        return file, large_files.read_table(file, digest, location.stored_bytes)
+    return file, large_files.read_plain(file, start, end, _PIECES_PER_HOP)
 
 
 def _read_all(reads: Sequence[tuple[Digest, OpenFile | str, Location] | None]) -> list[bytes | None]:

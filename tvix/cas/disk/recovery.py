@@ -76,6 +76,7 @@ def open_folder(config: DiskConfig, now: Callable[[], float], boot: int) -> Open
     if alone:
         _start_alone(config, file, index, now(), boot)
         fcntl.flock(lock.fd, fcntl.LOCK_SH)
+    index.evictions = index.evicted_bytes = 0
     prefix = f"{config.path}/temp/{secrets.token_hex(8)}"
     temp_lock = OpenFile(f"{prefix}.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(temp_lock.fd, fcntl.LOCK_EX)

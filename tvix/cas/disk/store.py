@@ -62,7 +62,7 @@ class DiskStatistics(NamedTuple):
     packs: int
     journal_bytes: int
     evictions: int
-    """Blobs that went since this process opened the store (and those the journal still remembers)."""
+    """Blobs that went, whoever removed them, since this process opened the store."""
     evicted_bytes: int
 
 
@@ -141,6 +141,14 @@ class DiskBlobStore(BlobStore, PinningStore):
         """Return all blobs, the longest unused first."""
         self._catalog.catch_up()
         return list(self._catalog.index.blobs)
+
+    def follow(self, tell: Callable[[Digest], object]) -> None:
+        """Call `tell` for each blob that comes, by whatever process; evicted ones may come again. One follower."""
+        self._catalog.index.on_put = tell
+
+    def catch_up(self) -> None:
+        """Take in what other processes have stored. Cheap when there is nothing new."""
+        self._catalog.catch_up()
 
     async def evict_loop(self) -> None:
         """Keep the store under its watermarks, for ever: run it as a task in one process at least.

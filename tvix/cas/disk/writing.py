@@ -82,7 +82,6 @@ class Writer:
             except BaseException:
                 await hop.settle(writer.abort)
                 raise
-        self._catalog.after_append()
         self._after_write()
 
     def _commit_large(self, writer: LargeWriter, digest: Digest) -> None:
@@ -109,7 +108,6 @@ class Writer:
                 errors = await self._catalog.run(self._store, wanted)
         except (ResourceExhausted, Unavailable) as error:
             errors = [error] * len(wanted)
-        self._catalog.after_append()
         self._after_write()
         for number, outcome in zip(waiting, errors, strict=True):
             outcomes[number] = outcome
@@ -165,29 +163,32 @@ class Writer:
         return (compressed, ZSTD) if len(compressed) < 0.9 * len(data) else (data, IDENTITY)
 
     def _after_write(self) -> None:
-        """Remove files that lost a race against the same blob; see to the flush."""
-        blobs = self._catalog.index.blobs
-        while self._written:
-            digest, location = self._written.popleft()
+        """Take in what was written; remove files that lost a race against the same blob; see to the
+        flush."""
+        # Taken before catching up, which thus covers the records of all of them.
+        written = [self._written.popleft() for _ in range(len(self._written))]
+        self._catalog.after_append()
+        config, blobs = self._catalog.config, self._catalog.index.blobs
+        for digest, location in written:
             path = large_files.path_of(self._folder, digest, location)
-            if blobs.get(digest) == location:
-                if self._catalog.config.fsync == "interval":
-                    self._unflushed.append(path)
-            else:
+            if blobs.get(digest) != location:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
-        config = self._catalog.config
+            elif config.fsync == "interval":
+                self._unflushed.append(path)
         if config.fsync == "interval":
-            self._catalog.later(
-                "flush", config.fsync_interval_seconds, lambda: self._catalog.start(self._catalog.run(self.flush))
-            )
+            self._catalog.later("flush", config.fsync_interval_seconds, self._flush_soon)
 
-    def flush(self) -> None:
+    def _flush_soon(self) -> None:
+        paths, self._unflushed = self._unflushed, []
+        self._catalog.start(self._catalog.run(self.flush, paths))
+
+    def flush(self, paths: Sequence[str] | None = None) -> None:
         """Make everything this process has written safe from power loss: data first, then the journal.
 
-        Blocks.
+        Blocks. `paths` are the files not yet flushed, if the caller has taken charge of them.
         """
-        paths, self._unflushed = self._unflushed, []
+        paths = self._unflushed if paths is None else paths
         self._packs.flush()
         for path in paths:
             with suppress(FileNotFoundError):
