@@ -7,14 +7,20 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tests.cas.blobs import chunks_of, read, write
+from tests.cas.blobs import RawStore, chunks_of, read, write
 from tests.contracts.blob_store import BlobStoreContract
 from tests.contracts.record_store import action_key, action_result, check_record_store, closing
+from tvix.cas.authorizing import AuthorizingBlobStore
+from tvix.cas.cached import CachedBlobStore
+from tvix.cas.compressed import CompressedBlobStore
 from tvix.cas.digest import digest_of
+from tvix.cas.fallback import FallbackBlobStore
 from tvix.cas.interfaces import ActionCache, BlobStore
 from tvix.cas.memory import MemoryBlobStore, MemoryRecordStore
 from tvix.cas.metered import MeteredBlobStore, MeteredRecordStore, StoreMetrics
 from tvix.cas.readonly import ReadOnlyBlobStore
+from tvix.cas.sharded import Shard, ShardedBlobStore
+from tvix.cas.verifying import VerifyingBlobStore
 from tvix.errors import BlobNotFound, DigestMismatch, PermissionDenied
 
 
@@ -102,3 +108,14 @@ class TestMetered(BlobStoreContract):
     @asynccontextmanager
     async def make(self, tmp_path: Path) -> AsyncIterator[BlobStore]:
         yield MeteredBlobStore(MemoryBlobStore(), "main", StoreMetrics(CollectorRegistry()))
+
+
+class TestTheWholeStack(BlobStoreContract):
+    """All decorators, one above the other, in the order in which they belong."""
+
+    @asynccontextmanager
+    async def make(self, tmp_path: Path) -> AsyncIterator[BlobStore]:
+        shards = ShardedBlobStore([Shard(name, CompressedBlobStore(RawStore())) for name in ("one", "two")])
+        far = FallbackBlobStore(VerifyingBlobStore(shards), ReadOnlyBlobStore(MemoryBlobStore()))
+        cached = CachedBlobStore(MemoryBlobStore(), far)
+        yield MeteredBlobStore(AuthorizingBlobStore(cached), "main", StoreMetrics(CollectorRegistry()))
