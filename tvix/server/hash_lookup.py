@@ -14,7 +14,7 @@ class HashLookup:
 
     def __init__(self, blobs: DiskBlobStore) -> None:
         self._blobs = blobs
-        self._found: dict[tuple[DigestFunction, str], Digest] = {}
+        self._found: dict[tuple[DigestFunction, str], Digest] | None = None
 
     def __repr__(self) -> str:
         return f"<HashLookup of {self._blobs!r}>"
@@ -23,8 +23,13 @@ class HashLookup:
         """Return the digest with this hash, None when no blob has it."""
         if hash_hex == EMPTY[function].hash:
             return EMPTY[function]
-        found = self._found.get((function, hash_hex))
-        if found is None and (blobs := self._blobs.digests()) and len(blobs) != len(self._found):
-            self._found = {(digest.function, digest.hash): digest for digest in blobs}
-            found = self._found.get((function, hash_hex))
-        return found
+        if self._found is None:
+            self._found = {digest[:2]: digest for digest in self._blobs.digests()}
+            self._blobs.follow(self._add)
+        else:
+            self._blobs.catch_up()
+        return self._found.get((function, hash_hex))
+
+    def _add(self, digest: Digest) -> None:
+        assert self._found is not None
+        self._found[digest[:2]] = digest
