@@ -56,10 +56,11 @@ async def test_nothing_is_left_afterwards(store: MemoryBlobStore, tmp_path: Path
     async with roots.open(root) as opened:
         (opened.path / "a/empty/new").mkdir()
         (opened.path / "a/empty/new").chmod(0)
-    assert list((tmp_path / "scratch").iterdir()) == []
+    assert not opened.path.exists()
     with pytest.raises(ZeroDivisionError):
         async with roots.open(root):
             raise ZeroDivisionError
+    await roots.close()
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
@@ -118,9 +119,11 @@ async def test_names_that_leave_the_root_are_refused(store: MemoryBlobStore, tmp
 
 async def test_a_name_too_long_for_the_file_system_is_the_callers_fault(store: MemoryBlobStore, tmp_path: Path) -> None:
     root = await store_tree(store, {"n" * 300: b""})
+    roots = CopiedBuildRoot(store, tmp_path / "scratch")
     with pytest.raises(InvalidDirectory, match="too long"):
-        async with CopiedBuildRoot(store, tmp_path / "scratch").open(root):
+        async with roots.open(root):
             raise AssertionError("opened")
+    await roots.close()
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
@@ -160,4 +163,5 @@ async def test_actions_do_not_see_each_other(store: MemoryBlobStore, tmp_path: P
             assert (opened.path / "mine").read_text() == str(number)
 
     await asyncio.gather(*[act(number) for number in range(16)])
+    await roots.close()
     assert list((tmp_path / "scratch").iterdir()) == []

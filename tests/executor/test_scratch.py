@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
+from tests.executor.mounting import enter_namespace
+from tvix.executor.mounts import mount
 from tvix.executor.scratch import Scratch, remove_tree, run_blocking
 
 
@@ -61,3 +64,30 @@ async def test_errors_and_results_pass_through() -> None:
     assert await run_blocking(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
         await run_blocking(divmod, 7, 0)
+
+
+async def test_discarded_folders_are_out_of_the_way_at_once_and_gone_later(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path, "action")
+    for _ in range(5):
+        folder = scratch.new("action")
+        (folder / "sub").mkdir(mode=0)
+        await scratch.discard(folder)
+        assert not folder.exists()
+    await scratch.settle(at_most=2)
+    await scratch.settle()
+    assert os.listdir(tmp_path) == []
+
+
+async def test_what_cannot_be_removed_is_logged_and_tried_again_at_the_next_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    enter_namespace()
+    scratch = Scratch(tmp_path, "action")
+    folder = scratch.new("action")
+    (folder / "busy").mkdir()
+    mount("busy", folder / "busy", "tmpfs")
+    await scratch.discard(folder)
+    await scratch.settle()
+    assert "scratch_not_removed" in caplog.text
+    scratch.claim()
+    assert os.listdir(tmp_path) == []

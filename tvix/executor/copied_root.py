@@ -29,7 +29,7 @@ from tvix.executor.input_tree import (
     level_from_bytes,
 )
 from tvix.executor.interfaces import BuildRoot, OpenRoot
-from tvix.executor.scratch import Scratch, remove_tree, run_blocking
+from tvix.executor.scratch import Scratch, run_blocking
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,10 @@ class CopiedConfig:
     """Files up to this size are fetched in batches."""
     batch_bytes: int = 4 * 1024 * 1024
     batch_files: int = 512
-    concurrency: int = 8
+    concurrency: int = 4
     """Batches and streams under way at a time, over all actions."""
+    removals: int = 4
+    """Copies that may await their removal; an action that ends later waits, so that the disk does not fill."""
     max_entries: int = 4_000_000
     """A tree that names one Directory many times can be huge; beyond this it is refused."""
 
@@ -117,10 +119,12 @@ class CopiedBuildRoot(BuildRoot):
                 raise _translated(error, input_root) from error
             yield CopiedRoot(root)
         finally:
-            await run_blocking(remove_tree, folder)
+            await self._scratch.discard(folder)
+            await self._scratch.settle(self._config.removals)
 
     async def close(self) -> None:
         """Remove all copies."""
+        await self._scratch.settle()
         if self._claimed:
             await run_blocking(self._scratch.claim)
 

@@ -23,10 +23,13 @@ from tvix.errors import Unavailable
 from tvix.executor.input_tree import DIRECTORY_MODE, tree_name
 from tvix.executor.interfaces import BuildRoot, OpenRoot
 from tvix.executor.mount_process import FuseConfig, MountProcess
-from tvix.executor.mounts import detach, mount_overlay
-from tvix.executor.scratch import Scratch, remove_tree, run_blocking
+from tvix.executor.mounts import mount_overlay
+from tvix.executor.scratch import Scratch, run_blocking
 
 logger = logging.getLogger(__name__)
+
+_MAX_REMOVALS = 32
+"""Folders of ended actions that may await their removal; an action that ends later waits."""
 
 
 class FuseRoot(OpenRoot):
@@ -107,7 +110,8 @@ class FuseBuildRoot(BuildRoot):
                 await run_blocking(_prepare, folder, mount.mountpoint / tree_name(input_root))
                 yield FuseRoot(folder, mount, handle)
             finally:
-                await run_blocking(_remove, folder)
+                await self._scratch.discard(folder, folder / "root")
+                await self._scratch.settle(_MAX_REMOVALS)
         finally:
             mount.close_tree(handle)
 
@@ -128,6 +132,7 @@ class FuseBuildRoot(BuildRoot):
             mount, self._mount = self._mount, None
             if mount is not None:
                 await mount.stop()
+            await self._scratch.settle()
             if self._claimed:
                 await run_blocking(self._scratch.claim)
 
@@ -142,8 +147,3 @@ def _prepare(folder: Path, lower: Path) -> None:
         mount_overlay(lower, upper, work, root)
     except OSError as error:
         raise Unavailable(f"no build root: {error.strerror}") from error
-
-
-def _remove(folder: Path) -> None:
-    detach(folder / "root")
-    remove_tree(folder)

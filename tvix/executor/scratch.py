@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from typing import ParamSpec, TypeVar
 
 from tvix.executor.mounts import detach, mounts_below
 
+logger = logging.getLogger(__name__)
+
+_TRASH = "trash"
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -42,6 +46,7 @@ class Scratch:
         self.folder = folder
         self._kinds = kinds
         self._numbers = itertools.count(1)
+        self._removals: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Scratch {self.folder}>"
@@ -55,7 +60,7 @@ class Scratch:
         self.folder = self.folder.resolve()
         self.folder.chmod(0o755)
         for leftover in self.folder.iterdir():
-            if leftover.name.rpartition("-")[0] in self._kinds:
+            if leftover.name.rpartition("-")[0] in (*self._kinds, _TRASH):
                 for mountpoint in mounts_below(leftover):
                     detach(mountpoint)
                 remove_tree(leftover)
@@ -66,6 +71,35 @@ class Scratch:
         path.mkdir()
         path.chmod(0o755)
         return path
+
+    async def discard(self, path: Path, mountpoint: Path | None = None) -> None:
+        """Unmount `mountpoint`, take the subfolder out of the way, and remove it later in a thread.
+
+        Removing is a matter of many changes to the disk, for which no action should wait.
+        """
+        trash = self.folder / f"{_TRASH}-{next(self._numbers)}"
+        await run_blocking(_set_aside, path, trash, mountpoint)
+        task = asyncio.create_task(asyncio.to_thread(_remove_or_log, trash))
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
+
+    async def settle(self, at_most: int = 0) -> None:
+        """Wait until no more than that many removals are under way."""
+        while len(self._removals) > at_most:
+            await asyncio.wait(self._removals, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _set_aside(path: Path, trash: Path, mountpoint: Path | None) -> None:
+    if mountpoint is not None:
+        detach(mountpoint)
+    path.rename(trash)
+
+
+def _remove_or_log(path: Path) -> None:
+    try:
+        remove_tree(path)
+    except OSError as error:
+        logger.warning("scratch_not_removed path=%s error=%s", path, error)
 
 
 def remove_tree(path: Path) -> None:
