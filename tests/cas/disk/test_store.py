@@ -288,3 +288,16 @@ async def test_statistics_and_repr(tmp_path: Path) -> None:
 async def test_second_close_does_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await store.close()
+
+
+async def test_follower_is_told_of_each_new_blob_whoever_wrote_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store, opened(tmp_path) as other:
+        told: list[Digest] = []
+        store.follow(told.append)
+        digests = [await write(other, SMALL), await write(store, LARGE), await write(other, SMALL)]
+        store.catch_up()
+        assert told == digests[:2]
+        await other.delete(digests[:1])
+        await write(other, SMALL)
+        store.catch_up()
+        assert told == [*digests[:2], digests[0]]

@@ -45,8 +45,6 @@ class Index:
         """Called for each pack that goes: whoever has it open should close it."""
         self.on_put: Callable[[Digest], object] = lambda digest: None
         """Called for each blob that is new to this index."""
-        self.on_put: Callable[[Digest], object] = lambda digest: None
-        """Called for each blob that is new to this index."""
         self.evictions = 0
         self.evicted_bytes = 0
 
@@ -103,7 +101,6 @@ class Index:
         if digest not in self.blobs:
             self.blobs[digest] = location
             self._claim(digest, location)
-            self.on_put(digest)
             self.on_put(digest)
         elif pack_of(location) != OWN_FILE:
             self._extend(pack_of(location), end_of(location), 0)

@@ -150,14 +150,6 @@ class DiskBlobStore(BlobStore, PinningStore):
         """Take in what other processes have stored. Cheap when there is nothing new."""
         self._catalog.catch_up()
 
-    def follow(self, tell: Callable[[Digest], object]) -> None:
-        """Call `tell` for each blob that comes, by whatever process; evicted ones may come again. One follower."""
-        self._catalog.index.on_put = tell
-
-    def catch_up(self) -> None:
-        """Take in what other processes have stored. Cheap when there is nothing new."""
-        self._catalog.catch_up()
-
     async def evict_loop(self) -> None:
         """Keep the store under its watermarks, for ever: run it as a task in one process at least.
 
