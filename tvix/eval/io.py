@@ -1,0 +1,121 @@
+"""The evaluator's only door: everything that it can touch outside itself.
+
+Synchronous, because evaluation is. Implementations: `FileSystem` here (files and environment, no store);
+the coordinator's, which also stores, fetches and builds, lives with the coordinator.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path as OsPath
+from typing import Literal, Protocol
+
+from tvix.eval.errors import EvalError
+from tvix.nix.derivation import Derivation
+from tvix.nix.hashes import Hash
+
+FileType = Literal["regular", "directory", "symlink", "unknown"]
+
+Filter = Callable[[str, FileType], bool]
+"""Whether to keep a path (absolute) of a type, when a tree is copied to the store."""
+
+
+class EvalIO(Protocol):
+    """What an evaluator may ask for. Paths are absolute text; failures are EvalErrors that name them."""
+
+    def read_file(self, path: str) -> bytes:
+        """Return a file's contents."""
+
+    def file_type(self, path: str) -> FileType | None:
+        """Return the type of what is at a path, not following a final symlink; None if nothing is."""
+
+    def read_dir(self, path: str) -> Mapping[str, FileType]:
+        """Return the entries of a directory."""
+
+    def resolve(self, path: str) -> str:
+        """Return the path with all symlinks followed."""
+
+    def import_path(
+        self, name: str, path: str, keep: Filter | None, *, recursive: bool = True, expected: Hash | None = None
+    ) -> str:
+        """Copy a file or tree to the store, if it is not there; return its store path."""
+
+    def add_text(self, name: str, contents: bytes, references: Iterable[str]) -> str:
+        """Put a text file into the store; return its path."""
+
+    def add_derivation(self, name: str, derivation: Derivation) -> str:
+        """Put a derivation into the store; return the path of its .drv file."""
+
+    def realise(self, paths: Mapping[str, frozenset[str]]) -> None:
+        """Have store paths at hand: for a .drv path the named outputs are built, other paths fetched."""
+
+    def get_env(self, name: str) -> str:
+        """Return an environment variable, empty if unset."""
+
+
+def type_of_mode(mode: int) -> FileType:
+    """Return the type that a file's mode tells."""
+    if stat.S_ISREG(mode):
+        return "regular"
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "symlink" if stat.S_ISLNK(mode) else "unknown"
+
+
+class FileSystem:
+    """The machine's files and environment, for an evaluator without a store."""
+
+    def __repr__(self) -> str:
+        return "<FileSystem>"
+
+    def read_file(self, path: str) -> bytes:
+        try:
+            return OsPath(path).read_bytes()
+        except OSError as error:
+            raise EvalError(f"opening file '{path}': {error.strerror}") from error
+
+    def file_type(self, path: str) -> FileType | None:
+        try:
+            return type_of_mode(os.lstat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise EvalError(f"getting status of '{path}': {error.strerror}") from error
+
+    def read_dir(self, path: str) -> Mapping[str, FileType]:
+        try:
+            with os.scandir(path) as entries:
+                return {entry.name: _type_of_entry(entry) for entry in entries}
+        except OSError as error:
+            raise EvalError(f"reading directory '{path}': {error.strerror}") from error
+
+    def resolve(self, path: str) -> str:
+        return os.path.realpath(path)
+
+    def import_path(
+        self, name: str, path: str, keep: Filter | None, *, recursive: bool = True, expected: Hash | None = None
+    ) -> str:
+        raise EvalError(f"cannot copy '{path}' to the store: this evaluation has none")
+
+    def add_text(self, name: str, contents: bytes, references: Iterable[str]) -> str:
+        raise EvalError(f"cannot write '{name}' to the store: this evaluation has none")
+
+    def add_derivation(self, name: str, derivation: Derivation) -> str:
+        raise EvalError(f"cannot write derivation '{name}' to the store: this evaluation has none")
+
+    def realise(self, paths: Mapping[str, frozenset[str]]) -> None:
+        if paths:
+            raise EvalError(f"cannot build '{min(paths)}' during evaluation: this evaluation has no store")
+
+    def get_env(self, name: str) -> str:
+        return os.environ.get(name, "")
+
+
+def _type_of_entry(entry: os.DirEntry[str]) -> FileType:
+    if entry.is_symlink():
+        return "symlink"
+    if entry.is_file(follow_symlinks=False):
+        return "regular"
+    return "directory" if entry.is_dir(follow_symlinks=False) else "unknown"
