@@ -94,6 +94,9 @@ class FileNode(Node):
     folder: DirectoryNode
     path: bytes
 
+    def __repr__(self) -> str:
+        return f"<FileNode {self.path.decode()} {self.digest}>"
+
 
 class SymlinkNode(Node):
     """A symbolic link."""
@@ -112,6 +115,9 @@ class DirectoryNode(Node):
     tree: Digest | None
     path: bytes
     window: int
+
+    def __repr__(self) -> str:
+        return f"<DirectoryNode {self.path.decode()} {self.digest}>"
 
 
 class Vfs:
