@@ -101,6 +101,11 @@ class SandboxContract:
         ran = await run(sandbox, host_process(root, "tools/greet"))
         assert ran.stdout == "from tools\n"
 
+    async def test_many_arguments(self, sandbox: Sandbox, root: Path) -> None:
+        words = ["it's", "$HOME", "a b", "", *map(str, range(20_000))]
+        ran = await run(sandbox, host_process(root, "printf", "%s\\n", *words))
+        assert ran.stdout.split("\n")[:-1] == words
+
     async def test_unknown_program_is_127(self, sandbox: Sandbox, root: Path) -> None:
         for name in ("no-such-program", "./no/such", "/no/such"):
             ran = await run(sandbox, host_process(root, name))

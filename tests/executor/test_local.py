@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,8 @@ from tvix.cas.memory import MemoryBlobStore
 from tvix.errors import FailedPrecondition, InvalidInput, MissingBlobs
 from tvix.executor.bubblewrap import BubblewrapSandbox
 from tvix.executor.copied_root import CopiedBuildRoot
-from tvix.executor.interfaces import Execution, Stage
+from tvix.executor.interfaces import BuildRoot, Execution, Stage
 from tvix.executor.local import ActionRun, LocalConfig, LocalExecutor
-
-Make = Callable[[MemoryBlobStore], LocalExecutor]
 
 
 @pytest.fixture
@@ -29,12 +28,17 @@ def blobs() -> MemoryBlobStore:
 
 
 @pytest.fixture
-def executor(blobs: MemoryBlobStore, tmp_path: Path) -> LocalExecutor:
+async def build_root(blobs: MemoryBlobStore, tmp_path: Path) -> AsyncIterator[BuildRoot]:
+    roots = CopiedBuildRoot(blobs, tmp_path / "roots")
+    yield roots
+    await roots.close()
+
+
+@pytest.fixture
+def executor(blobs: MemoryBlobStore, build_root: BuildRoot, tmp_path: Path) -> LocalExecutor:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    return LocalExecutor(
-        blobs, CopiedBuildRoot(blobs, tmp_path / "roots"), BubblewrapSandbox(), LocalConfig("worker-1", scratch)
-    )
+    return LocalExecutor(blobs, build_root, BubblewrapSandbox(), LocalConfig("worker-1", scratch))
 
 
 async def execute(executor: LocalExecutor, digest: Digest) -> re_pb2.ExecuteResponse:
@@ -145,7 +149,7 @@ async def test_malformed_actions_are_refused(executor: LocalExecutor, blobs: Mem
 
 
 async def test_cancelling_kills_and_leaves_nothing(
-    executor: LocalExecutor, blobs: MemoryBlobStore, tmp_path: Path
+    executor: LocalExecutor, blobs: MemoryBlobStore, build_root: BuildRoot, tmp_path: Path
 ) -> None:
     digest = add_action(blobs, make_command(["sh", "-c", "echo up; exec sleep 1000"]), {})
     up = asyncio.Event()
@@ -159,7 +163,8 @@ async def test_cancelling_kills_and_leaves_nothing(
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert list((tmp_path / "roots").iterdir()) == []
+    await build_root.close()
+    assert os.listdir(tmp_path / "roots") == []
 
 
 def buildstream_tree() -> dict[str, object]:

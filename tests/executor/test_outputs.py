@@ -253,6 +253,21 @@ def test_too_many_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         scan(root, output_paths=[""])
 
 
+def test_large_files_are_hashed_whatever_way(root: Path) -> None:
+    contents = {name: os.urandom(outputs.PARALLEL_FILE_BYTES + index) for index, name in enumerate("abcd")}
+    (root / "out" / "sub").mkdir(parents=True)
+    (root / "out" / "a").write_bytes(contents["a"])
+    (root / "out" / "sub" / "b").write_bytes(contents["b"])
+    (root / "c").write_bytes(contents["c"])
+    (root / "d").write_bytes(contents["d"])
+    (root / "d").chmod(0)
+    (root / "out" / "link").symlink_to("../c")
+    together = scan(root, output_paths=["out", "c", "d", "absent"])
+    assert set(together.files) == {digest_of(data) for data in contents.values()}
+    alone = scan(root, output_paths=["c"])
+    assert set(alone.files) == {digest_of(contents["c"])}
+
+
 class Counting(MemoryBlobStore):
     """Counts what is stored."""
 

@@ -19,8 +19,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tvix.errors import FailedPrecondition, Unavailable
@@ -43,8 +44,10 @@ from tvix.executor.sandbox import (
 
 HOST_NAME = "tvix"
 _STATUS_FD = 9
-_MAX_BWRAP_ARGUMENTS = 9000
-"""bwrap 0.8 refuses more."""
+_SCRIPT_FD = 8
+_SCRIPT = "/dev/shm/.command"
+_MAX_ARGUMENTS = 4000
+"""Of a command; bwrap 0.8 refuses more than 9000 together with its own, of which each variable takes three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,10 @@ class BubblewrapSandbox(Sandbox):
                 cleanup.enter_context(mount_points(process.root))
             errors = _HeldBackErrors(stderr)
             group = cleanup.enter_context(group_for(self._cgroups, process.limits))
-            program = Program(group.joining + self._arguments(process), inherited={_STATUS_FD: status})
+            inherited = {_STATUS_FD: status}
+            if len(process.arguments) > _MAX_ARGUMENTS:
+                inherited[_SCRIPT_FD] = cleanup.enter_context(_script(process.arguments))
+            program = Program(group.joining + self._arguments(process), inherited=inherited)
             try:
                 ended = await run_program(
                     program,
@@ -141,18 +147,28 @@ class BubblewrapSandbox(Sandbox):
             arguments += ("--gid", str(process.gid))
         directory = os.path.join(working_root, process.working_directory) if process.working_directory else working_root
         arguments += ("--chdir", directory)
+        if len(process.arguments) > _MAX_ARGUMENTS:
+            arguments += ("--ro-bind-data", str(_SCRIPT_FD), _SCRIPT)
         arguments.append("--clearenv")
         for name, value in process.environment.items():
             arguments += ("--setenv", name, value)
         arguments.append("--")
         arguments += _trampoline(process, directory)
-        arguments += process.arguments
-        if len(arguments) > _MAX_BWRAP_ARGUMENTS:
-            raise FailedPrecondition(
-                f"the command has {len(process.arguments)} arguments; bubblewrap takes {_MAX_BWRAP_ARGUMENTS} in all: "
-                "use a parameter file, or the oci sandbox"
-            )
+        arguments += process.arguments if len(process.arguments) <= _MAX_ARGUMENTS else ("/bin/sh", _SCRIPT)
         return arguments
+
+
+@contextlib.contextmanager
+def _script(arguments: Sequence[str]) -> Iterator[int]:
+    """Provide a file with a script that becomes the command: a shell takes more arguments than bwrap."""
+    descriptor = os.memfd_create("command")
+    try:
+        with os.fdopen(descriptor, "w", closefd=False) as file:
+            file.write(f"exec {shlex.join(arguments)}\n")
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _trampoline(process: Process, directory: str) -> tuple[str, ...]:

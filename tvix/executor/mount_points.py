@@ -20,7 +20,7 @@ def mount_points(root: Path) -> Iterator[None]:
         try:
             mode = path.lstat().st_mode
         except FileNotFoundError:
-            path.mkdir()
+            _make(path)
             made.append(path)
         else:
             if not stat.S_ISDIR(mode):
@@ -31,3 +31,11 @@ def mount_points(root: Path) -> Iterator[None]:
         for path in made:
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir()
+    except OSError as error:
+        reason = f"input root: {path.name!r} is not there and cannot be made: {error.strerror}"
+        raise FailedPrecondition(reason) from error

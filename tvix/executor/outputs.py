@@ -11,11 +11,14 @@ Reference: ActionResult, OutputDirectory, OutputSymlink in remote_apis/remote_ex
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from remote_apis import remote_execution_pb2 as re_pb2
 from tvix.cas.digest import EMPTY, FUNCTIONS, Digest, DigestFunction, digest_of, digest_to_proto
@@ -27,6 +30,8 @@ from tvix.executor.safe_paths import open_below, opened_directory, opened_root
 
 SMALL_FILE_BYTES = 256 * 1024
 """Files up to this size are stored in batches, larger ones as streams."""
+PARALLEL_FILE_BYTES = 1024 * 1024
+"""Files from this size on are hashed side by side."""
 BATCH_BYTES = 4 * 1024 * 1024
 MAX_HELD_BYTES = 64 * 1024 * 1024
 """Contents of small files kept in memory between hashing and storing; beyond, they are read again."""
@@ -115,17 +120,76 @@ def scan_outputs(root: Path, plan: CommandPlan, function: DigestFunction) -> Col
     ResourceExhausted for too many or too deep. Reads files: not for the event loop.
     """
     with opened_root(root) as descriptor:
-        scan = _Scan(descriptor, plan, function)
+        large = _large_files(descriptor, plan)
+        scan = _Scan(descriptor, plan, function, _hash_all(descriptor, large, function) if len(large) > 1 else {})
         for spec in plan.outputs:
             scan.add(spec)
     return scan.collected
 
 
+def _large_files(root: int, plan: CommandPlan) -> list[str]:
+    """Return the locations of files that are worth hashing side by side; what cannot be read is left out."""
+    found: list[str] = []
+    pending = [spec.location for spec in plan.outputs]
+    while pending and len(found) < MAX_ENTRIES:
+        location = pending.pop()
+        # Opened by its whole path, so that no descriptor is held; deeper than this the scan refuses.
+        if location.count("/") > MAX_DEPTH:
+            continue
+        with contextlib.suppress(OSError), opened_directory(root, location.rpartition("/")[0]) as parent:
+            name = location.rpartition("/")[2] or "."
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode) and status.st_size >= PARALLEL_FILE_BYTES:
+                found.append(location)
+            elif stat.S_ISDIR(status.st_mode):
+                directory = _open_entry(parent, name, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    found += _look_into(directory, location, pending)
+                finally:
+                    os.close(directory)
+    return list(dict.fromkeys(found))
+
+
+def _look_into(directory: int, location: str, pending: list[str]) -> list[str]:
+    """Return the large files of a directory, and put its subdirectories on `pending`."""
+    found = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            place = f"{location}/{entry.name}" if location else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(place)
+            elif entry.is_file(follow_symlinks=False) and entry.stat().st_size >= PARALLEL_FILE_BYTES:
+                found.append(place)
+    return found
+
+
+def _hash_all(root: int, locations: list[str], function: DigestFunction) -> dict[str, Digest]:
+    """Hash files in parallel: the hash functions let go of the interpreter's lock."""
+
+    def hash_one(location: str) -> Digest:
+        with os.fdopen(_open_regular(root, location), "rb", buffering=0) as file:
+            return _digest_of_file(file, function)
+
+    with ThreadPoolExecutor(max_workers=min(len(locations), os.cpu_count() or 1)) as pool:
+        return dict(zip(locations, pool.map(hash_one, locations), strict=True))
+
+
+def _digest_of_file(file: IO[bytes], function: DigestFunction) -> Digest:
+    hasher = FUNCTIONS[function].new()
+    size_bytes = 0
+    while chunk := file.read(CHUNK_BYTES):
+        hasher.update(chunk)
+        size_bytes += len(chunk)
+    return Digest(function, hasher.hexdigest(), size_bytes)
+
+
 class _Scan:
     """One pass over the outputs of an action."""
 
-    def __init__(self, root: int, plan: CommandPlan, function: DigestFunction) -> None:
+    def __init__(self, root: int, plan: CommandPlan, function: DigestFunction, hashed: Mapping[str, Digest]) -> None:
         self._root = root
+        self._hashed = hashed
+        """Digests that are known already, by location."""
         self._properties = plan.node_properties
         self._function = function
         self._with_directories = plan.directory_format != re_pb2.Command.TREE_ONLY
@@ -267,12 +331,7 @@ class _Scan:
                 self._held_bytes += len(data)
                 self.collected.blobs[digest] = data
                 return digest
-            hasher = FUNCTIONS[self._function].new()
-            size_bytes = 0
-            while chunk := file.read(CHUNK_BYTES):
-                hasher.update(chunk)
-                size_bytes += len(chunk)
-        digest = Digest(self._function, hasher.hexdigest(), size_bytes)
+            digest = self._hashed.get(location) or _digest_of_file(file, self._function)
         self.collected.files[digest] = location
         return digest
 
