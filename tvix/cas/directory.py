@@ -50,7 +50,7 @@ def check_directory(
     directory: re_pb2.Directory, function: DigestFunction, *, where: str = "directory", strict: bool = True
 ) -> None:
     """Raise InvalidDirectory unless names, order, symlink targets and the children's digests are valid."""
-    _check_names(directory, where, strict)
+    _check_names(directory.files, directory.directories, directory.symlinks, where, strict)
     _digests(directory.files, function, where)
     _digests(directory.directories, function, where)
 
@@ -80,9 +80,11 @@ def children(
     Without `check_names` only the digests are checked, for trees that nobody will materialise.
     """
     directory = _decode(data, where)
+    # Lists, since every pass over a repeated field makes its Python objects anew.
+    files, directories = list(directory.files), list(directory.directories)
     if check_names:
-        _check_names(directory, where, strict)
-    return Children(_digests(directory.files, function, where), _digests(directory.directories, function, where))
+        _check_names(files, directories, directory.symlinks, where, strict)
+    return Children(_digests(files, function, where), _digests(directories, function, where))
 
 
 def _decode(data: bytes, where: str) -> re_pb2.Directory:
@@ -95,14 +97,15 @@ def _decode(data: bytes, where: str) -> re_pb2.Directory:
 def _digests(
     nodes: Sequence[re_pb2.FileNode] | Sequence[re_pb2.DirectoryNode], function: DigestFunction, where: str
 ) -> tuple[Digest, ...]:
+    if not nodes:
+        return ()
     # All steps loop in C, so that a root of 50,000 files is walked in tens of milliseconds.
     messages = [node.digest for node in nodes]
     hashes = [message.hash for message in messages]
     sizes = [message.size_bytes for message in messages]
-    if nodes:
-        right_lengths = set(map(len, hashes)) == {FUNCTIONS[function].hex_length}
-        if not (right_lengths and _is_hex("".join(hashes)) and min(sizes) >= 0 and max(sizes) <= MAX_SIZE_BYTES):
-            _explain_digests(nodes, function, where)
+    right_lengths = set(map(len, hashes)) == {FUNCTIONS[function].hex_length}
+    if not (right_lengths and _is_hex("".join(hashes)) and min(sizes) >= 0 and max(sizes) <= MAX_SIZE_BYTES):
+        _explain_digests(nodes, function, where)
     return tuple(map(tuple.__new__, repeat(Digest), zip(repeat(function), hashes, sizes, strict=False)))
 
 
@@ -117,12 +120,14 @@ def _explain_digests(
     raise AssertionError("some digest is invalid")
 
 
-def _check_names(directory: re_pb2.Directory, where: str, strict: bool) -> None:
-    lists = [
-        [node.name for node in directory.files],
-        [node.name for node in directory.directories],
-        [node.name for node in directory.symlinks],
-    ]
+def _check_names(
+    files: Sequence[re_pb2.FileNode],
+    directories: Sequence[re_pb2.DirectoryNode],
+    symlinks: Sequence[re_pb2.SymlinkNode],
+    where: str,
+    strict: bool,
+) -> None:
+    lists = [[node.name for node in files], [node.name for node in directories], [node.name for node in symlinks]]
     names = [*lists[0], *lists[1], *lists[2]]
     unique = set(names)
     joined = "\n".join(names)
@@ -130,7 +135,7 @@ def _check_names(directory: re_pb2.Directory, where: str, strict: bool) -> None:
         _explain_names(names, where)
     if strict and any(part != sorted(part) for part in lists):
         _explain_order(lists, where)
-    for node in directory.symlinks:
+    for node in symlinks:
         if not node.target or "\0" in node.target:
             reason = "holds a NUL character" if node.target else "is empty"
             raise InvalidDirectory(f"{where}: symlink {node.name!r}: its target {reason}")

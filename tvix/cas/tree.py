@@ -25,8 +25,10 @@ MAX_DIRECTORY_BYTES = 64 * 1024 * 1024
 MAX_TREE_DIGESTS = 20_000_000
 BATCH_DIRECTORIES = 1024
 BATCH_BYTES = 8 * 1024 * 1024
-_OFF_LOOP_BYTES = 256 * 1024
-"""Parsing more than this at once (about 2 ms) goes to a thread, for the sake of others on the loop."""
+_PAUSE_BYTES = 128 * 1024
+"""Directories parsed between two turns of the event loop: some 2 ms."""
+_OFF_LOOP_BYTES = 512 * 1024
+"""A single Directory of this size (5,000 files, 8 ms) is parsed in a thread, for the sake of others on the loop."""
 
 
 class Closure(NamedTuple):
@@ -92,19 +94,32 @@ class TreeWalker:
     async def _fetch(self, batch: list[Digest]) -> tuple[list[Children], list[Digest]]:
         blobs = await self._blobs.get_many(batch)
         present = [(digest, data) for digest, data in zip(batch, blobs, strict=True) if data is not None]
-        if sum(len(data) for _, data in present) > _OFF_LOOP_BYTES:
-            found = await asyncio.to_thread(self._parse, present)
-        else:
-            found = self._parse(present)
+        found = await self._parse_all(present)
         for (digest, _), entry in zip(present, found, strict=True):
             self._children.put(digest, entry, 1 + len(entry.files) + len(entry.directories))
         return found, [digest for digest, data in zip(batch, blobs, strict=True) if data is None]
 
-    def _parse(self, present: list[tuple[Digest, bytes]]) -> list[Children]:
-        return [
-            children(data, digest.function, where=f"directory {digest}", strict=self._strict)
-            for digest, data in present
-        ]
+    async def _parse_all(self, present: list[tuple[Digest, bytes]]) -> list[Children]:
+        """Parse on the event loop, with pauses: a thread would only fight it for the interpreter."""
+        found: list[Children] = []
+        since_pause = 0
+        for digest, data in present:
+            since_pause += len(data)
+            if len(data) > _OFF_LOOP_BYTES:
+                found.append(await asyncio.to_thread(self._parse, digest, data))
+            else:
+                found.append(self._parse(digest, data))
+            if since_pause > _PAUSE_BYTES:
+                since_pause = 0
+                await asyncio.sleep(0)
+        return found
+
+    def _parse(self, digest: Digest, data: bytes) -> Children:
+        try:
+            return children(data, digest.function, strict=self._strict)
+        except InvalidDirectory:
+            # Once more, with its name; which is too dear to be made for each of thousands.
+            return children(data, digest.function, where=f"directory {digest}", strict=self._strict)
 
     async def levels(self, root: Digest) -> AsyncGenerator[list[tuple[Digest, bytes]], None]:
         """Yield the encoded Directories of a tree in batches, parents before children unless a Directory
@@ -118,7 +133,7 @@ class TreeWalker:
             for batch in _batches(level):
                 blobs = await self._blobs.get_many(batch)
                 present = [(digest, data) for digest, data in zip(batch, blobs, strict=True) if data is not None]
-                for entry in self._parse(present):
+                for entry in await self._parse_all(present):
                     below.update(dict.fromkeys(entry.directories))
                 if present:
                     yield present
