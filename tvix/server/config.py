@@ -140,6 +140,15 @@ class ExecutionSection(Section):
     )
 
 
+class AssetsSection(Section):
+    """Remote Asset: content by URI."""
+
+    fetch_hosts: tuple[str, ...] = Field(
+        default=("*",),
+        description="Hosts that may be fetched from, as shell patterns; with none, only what was pushed is found.",
+    )
+
+
 class WorkerSection(Section):
     """The worker of this machine, part of the server."""
 
@@ -172,6 +181,7 @@ class Config(Section):
     server: ServerSection = Field(default_factory=ServerSection)
     store: StoreSection = Field(default_factory=StoreSection)
     execution: ExecutionSection = Field(default_factory=ExecutionSection)
+    assets: AssetsSection = Field(default_factory=AssetsSection)
     worker: WorkerSection = Field(default_factory=WorkerSection)
 
     @property
@@ -257,6 +267,8 @@ def _default_text(key: str, value: object) -> str:
         return str(value).lower()
     if isinstance(value, Mapping):
         return "{}"
+    if isinstance(value, tuple) and not isinstance(value, Address):
+        return f"[{', '.join(_default_text('', item) for item in value)}]"
     if key in {"max_size", "min_free"} and isinstance(value, int):
         return f'"{value // 2**30} GiB"'
     return f'"{value}"' if isinstance(value, (str, Address)) else str(value)

@@ -16,9 +16,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 
-from tvix.cas.capabilities import CapabilitiesConfig
-from tvix.cas.logstream import LogStreams
-from tvix.cas.services import CasServices, add_cas_services
+from tvix.cas.services import add_cas_services
 from tvix.http2.server import GrpcServer
 from tvix.server import passthrough
 from tvix.server.child import Child, run_child
@@ -27,7 +25,7 @@ from tvix.server.http import HttpServer
 from tvix.server.http_cache import HttpCache
 from tvix.server.metrics import CallMeter, keep_metering
 from tvix.server.passthrough import Passthrough
-from tvix.server.stores import Stores, open_stores
+from tvix.server.stores import Stores, cas_services, open_stores
 
 DATA_SERVICES = (
     "build.bazel.remote.execution.v2.Capabilities",
@@ -35,6 +33,8 @@ DATA_SERVICES = (
     "build.bazel.remote.execution.v2.ActionCache",
     "google.bytestream.ByteStream",
     "build.bazel.remote.logstream.v1.LogStreamService",
+    "build.bazel.remote.asset.v1.Fetch",
+    "build.bazel.remote.asset.v1.Push",
 )
 EXECUTION_SERVICES = (passthrough.EXECUTION, passthrough.OPERATIONS)
 
@@ -49,14 +49,7 @@ class Front:
         self._server = GrpcServer(observe=self._meter.observe)
         self._passthrough = Passthrough(child.config.state.scheduler_target)
         execution = child.config.execution.enabled
-        services = CasServices(
-            stores.blobs,
-            stores.actions,
-            CapabilitiesConfig(execution=execution),
-            chunk_lists=stores.chunk_lists,
-            log_streams=LogStreams(child.config.state.logs),
-        )
-        self._uploads = add_cas_services(self._server, services)
+        self._work = add_cas_services(self._server, cas_services(child.config, stores))
         self._server.add_generic_rpc_handlers((self._passthrough,))
         self._names = [*DATA_SERVICES, *(EXECUTION_SERVICES if execution else ())]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -91,7 +84,7 @@ class Front:
         hurried.cancel()
         await asyncio.gather(stopping, hurried, return_exceptions=True)
         await self._http.stop()
-        await self._uploads.close()
+        await self._work.close()
         await self._passthrough.close()
 
 

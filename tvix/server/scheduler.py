@@ -12,10 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from remote_apis import admin_pb2
-from tvix.cas.capabilities import CapabilitiesConfig
 from tvix.cas.disk.store import DiskBlobStore
-from tvix.cas.logstream import LogStreams
-from tvix.cas.services import CasServices, add_cas_services
+from tvix.cas.services import add_cas_services
 from tvix.executor.admission import Timeouts
 from tvix.executor.grpc_admin import register_admin
 from tvix.executor.grpc_execution import register_execution
@@ -30,7 +28,7 @@ from tvix.http2.server import GrpcServer
 from tvix.server.child import Child, run_child
 from tvix.server.config import ExecutionSection
 from tvix.server.metrics import CallMeter, action_cache_lookups, keep_metering
-from tvix.server.stores import Stores, open_stores
+from tvix.server.stores import Stores, cas_services, open_stores
 
 CUT_SECONDS = 1.0
 """How long calls may go on when the process is told to end; the fronts have ended theirs by then."""
@@ -51,7 +49,7 @@ def platform_policy(execution: ExecutionSection) -> PlatformPolicy:
 
 
 @asynccontextmanager
-async def running_scheduler(child: Child, stores: Stores, streams: LogStreams) -> AsyncIterator[Scheduler]:
+async def running_scheduler(child: Child, stores: Stores) -> AsyncIterator[Scheduler]:
     """Start the scheduler with what was in flight when the last process ended; close it at the end."""
     execution = child.config.execution
     operations = OperationsStore(stores.database)
@@ -64,7 +62,7 @@ async def running_scheduler(child: Child, stores: Stores, streams: LogStreams) -
             scheduler_config(execution),
             pins=stores.blobs,
             policy=platform_policy(execution),
-            streams=streams,
+            streams=stores.log_streams,
         )
         await scheduler.start()
         try:
@@ -96,13 +94,8 @@ async def main(child: Child) -> None:
         stores = await stack.enter_async_context(open_stores(child.config))
         meter = CallMeter()
         server = GrpcServer(observe=meter.observe)
-        capabilities = CapabilitiesConfig(execution=child.config.execution.enabled)
-        streams = LogStreams(child.config.state.logs)
-        services = CasServices(
-            stores.blobs, stores.actions, capabilities, chunk_lists=stores.chunk_lists, log_streams=streams
-        )
-        stack.push_async_callback(add_cas_services(server, services).close)
-        scheduler = await stack.enter_async_context(running_scheduler(child, stores, streams))
+        stack.push_async_callback(add_cas_services(server, cas_services(child.config, stores)).close)
+        scheduler = await stack.enter_async_context(running_scheduler(child, stores))
         if child.config.execution.enabled:
             register_execution(server, scheduler)
             register_operations(server, scheduler)

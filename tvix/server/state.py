@@ -88,6 +88,11 @@ class StateDir:
         return self.run / "metrics"
 
     @property
+    def fetch(self) -> Path:
+        """The folder of files that are being fetched from elsewhere."""
+        return self.run / "fetch"
+
+    @property
     def scheduler_socket(self) -> Path:
         """The scheduler's socket; elsewhere when the state folder's path is too long for a socket's name."""
         path = self.root / "scheduler.sock"
@@ -128,7 +133,8 @@ def locked(state: StateDir) -> Iterator[None]:
     try:
         _take(state, descriptor)
         shutil.rmtree(state.run, ignore_errors=True)
-        state.metrics.mkdir(mode=0o700, parents=True)
+        for folder in (state.metrics, state.fetch):
+            folder.mkdir(mode=0o700, parents=True)
         yield
     finally:
         os.close(descriptor)

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from remote_apis import remote_execution_pb2 as re_pb2
+from tvix.cas.asset import ASSETS, AssetStore
+from tvix.cas.asset_fetch import FetchConfig
 from tvix.cas.cached import CacheConfig, CachedRecords, action_key_bytes, message_size
+from tvix.cas.capabilities import CapabilitiesConfig
 from tvix.cas.chunks import ChunkLists
 from tvix.cas.complete import ActionResultDigests, CompleteRecords
 from tvix.cas.digest import Digest
@@ -21,7 +24,9 @@ from tvix.cas.disk.config import DiskConfig
 from tvix.cas.disk.store import DiskBlobStore
 from tvix.cas.generations import Generations
 from tvix.cas.interfaces import ActionCache, ActionKey
+from tvix.cas.logstream import LogStreams
 from tvix.cas.metered import MeteredRecordStore, StoreMetrics
+from tvix.cas.services import CasServices
 from tvix.cas.sql import Codec, Database, open_action_cache, open_database, open_records
 from tvix.cas.tree import TreeWalker
 from tvix.errors import Unavailable
@@ -38,6 +43,8 @@ class Stores:
     blobs: DiskBlobStore
     actions: ActionCache
     chunk_lists: ChunkLists
+    assets: AssetStore
+    log_streams: LogStreams
     database: Database
 
 
@@ -73,7 +80,22 @@ async def open_stores(config: Config) -> AsyncIterator[Stores]:
         )
         chunk_lists = await open_records(database, "chunk_lists", CHUNK_LISTS)
         opened.push_async_callback(chunk_lists.close)
-        yield Stores(blobs, actions, chunk_lists, database)
+        assets = await open_records(database, "assets", ASSETS)
+        opened.push_async_callback(assets.close)
+        yield Stores(blobs, actions, chunk_lists, assets, LogStreams(config.state.logs), database)
+
+
+def cas_services(config: Config, stores: Stores) -> CasServices:
+    """Return what the data services of a process work on, the same in all processes."""
+    return CasServices(
+        stores.blobs,
+        stores.actions,
+        CapabilitiesConfig(execution=config.execution.enabled),
+        chunk_lists=stores.chunk_lists,
+        log_streams=stores.log_streams,
+        assets=stores.assets,
+        fetch=FetchConfig(allowed_hosts=tuple(config.assets.fetch_hosts), folder=config.state.fetch),
+    )
 
 
 def _decode_chunk_list(data: bytes) -> re_pb2.SplitBlobResponse:
