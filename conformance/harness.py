@@ -193,13 +193,13 @@ class Program:
                 self.process.wait(STOPPING_SECONDS)
         return self.kill()
 
-    def kill(self) -> list[str]:
-        """Kill the program at once (SIGKILL); return the command lines of what outlived it by 5 s."""
+    def kill(self, grace_seconds: float = 5.0) -> list[str]:
+        """Kill the program at once (SIGKILL); return the command lines of what outlived it by that time."""
         self.tree()
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        return self._reap_leftovers(5.0)
+        return self._reap_leftovers(grace_seconds)
 
     def _reap_leftovers(self, grace_seconds: float) -> list[str]:
         others = self._seen - {self.pid}
@@ -210,9 +210,8 @@ class Program:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for pid in others:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: not any(_alive(pid) for pid in left), 5.0, "end of the killed")
         return names
 
 

@@ -131,8 +131,14 @@ class Bazel:
         return done
 
     def close(self) -> None:
-        """End Bazel's own server."""
-        subprocess.run(self._command("shutdown", []), cwd=self.workspace, capture_output=True, check=False, timeout=60)
+        """End Bazel's own server; by force when it does not answer."""
+        pid_file = self.output_base / "server" / "server.pid.txt"
+        try:
+            subprocess.run(
+                self._command("shutdown", []), cwd=self.workspace, capture_output=True, check=False, timeout=30
+            )
+        except subprocess.TimeoutExpired:
+            os.kill(int(pid_file.read_text()), signal.SIGKILL)
 
 
 @dataclass(slots=True)
