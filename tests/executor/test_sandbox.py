@@ -39,7 +39,7 @@ async def test_descriptors_are_inherited_by_number() -> None:
 
 async def test_own_session() -> None:
     out = Recorded()
-    await spawn("ps -o sid= -p $$; echo $$", out, environment={"PATH": "/usr/bin:/bin"}, own_session=True)
+    await spawn("ps -o sid= -p $$; echo $$", out, environment={"PATH": "/usr/bin:/bin"})
     session, process = out.text.split()
     assert session == process
 

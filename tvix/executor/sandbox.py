@@ -103,7 +103,6 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
     inherited: Mapping[int, int] = field(default_factory=dict)
     """File descriptors of ours by the number under which the program finds them."""
-    own_session: bool = False
 
 
 async def run_program(
@@ -151,7 +150,7 @@ def _spawn(program: Program, pipes: _Pipes) -> int:
             program.arguments,
             program.environment,
             file_actions=actions,
-            setsid=program.own_session,
+            setsid=True,  # Ctrl-C in our terminal is for us to act on
             setsigmask=(),
             setsigdef=_SIGNALS,
         )
