@@ -53,6 +53,7 @@ class BuildQueue:
         self._operations: dict[str, Task] = {}
         self._watchers: dict[str, int] = {}
         self._deadlines: PriorityMap[tuple[str, str]] = PriorityMap()
+        self._worker_deadlines: PriorityMap[str] = PriorityMap()
         self._events: list[Event] = []
         serial = itertools.count(1)
         self._new_id = new_id or (lambda: f"lease-{next(serial)}")
@@ -249,6 +250,7 @@ class BuildQueue:
         if worker is None:
             return
         worker.last_seen = now
+        self._set_worker_deadline(worker)
         for lease_id in lease_ids:
             lease = worker.leases.get(lease_id)
             if lease is None:
@@ -260,41 +262,52 @@ class BuildQueue:
 
     def expire(self, now: float) -> float | None:
         """Do what has become due; return when the next thing is due, None when nothing is."""
-        while (due := self._deadlines.peek()) is not None:
-            at, (kind, name) = due
-            if at > now:
-                return float(at)
+        self._expire_workers(now)
+        while (due := self._deadlines.peek()) is not None and due[0] <= now:
+            _, (kind, name) = due
             self._deadlines.discard((kind, name))
             if kind == "lease":
                 self._lease_due(self.leases[name], now)
             elif kind == "operation":
                 self._events.append(Abandoned(name))
                 self.cancel_operation(name, now)
-            elif kind == "worker":
-                self._worker_due(self.workers[name], now)
             else:
                 self._refuse_unmatched(now)
-        return None
+        heads = (self._deadlines.peek(), self._worker_deadlines.peek())
+        return min((float(head[0]) for head in heads if head is not None), default=None)
+
+    def postpone(self, seconds: float) -> None:
+        """Give workers so much more time: we ourselves stood still and may not have heard them."""
+        for worker in self.workers.values():
+            worker.last_seen += seconds
+            self._set_worker_deadline(worker)
+            for lease in worker.leases.values():
+                at = self._deadlines.rank(("lease", lease.id))
+                self._deadlines.set(("lease", lease.id), at + seconds)
+
+    def _expire_workers(self, now: float) -> None:
+        """Drop and forget workers. All silent ones first, so that no lost task is given to another of them."""
+        dropped = []
+        while (due := self._worker_deadlines.peek()) is not None and due[0] <= now:
+            worker = self.workers[due[1]]
+            if not worker.connected:
+                self._forget_worker(worker, now)
+                continue
+            dropped.append((worker, f"silent for {now - worker.last_seen:.0f} s"))
+            worker.connected, worker.last_seen = False, now
+            self._set_worker_deadline(worker)
+        for worker, reason in dropped:
+            self._drop_worker(worker, reason, now)
 
     def _lease_due(self, lease: Lease, now: float) -> None:
         worker = self.workers[lease.worker_id]
         if lease.cancelling:
             self._drop_worker(worker, f"did not stop lease {lease.id} when told to", now)
-        elif worker.connected and now - worker.last_seen >= self.config.lease_timeout_seconds:
-            self._drop_worker(worker, f"silent for {now - worker.last_seen:.0f} s", now)
         elif worker.connected:
             self._lose(lease, "the worker no longer names the lease", now)
             self._fill(worker, now)
         else:
             self._lose(lease, f"the worker is away for {now - worker.last_seen:.0f} s", now)
-
-    def _worker_due(self, worker: Worker, now: float) -> None:
-        if now < self._worker_deadline(worker):
-            self._set_worker_deadline(worker)
-        elif worker.connected:
-            self._drop_worker(worker, f"silent for {now - worker.last_seen:.0f} s", now)
-        else:
-            self._forget_worker(worker, now)
 
     def _worker_deadline(self, worker: Worker) -> float:
         config = self.config
@@ -305,7 +318,7 @@ class BuildQueue:
         )
 
     def _set_worker_deadline(self, worker: Worker) -> None:
-        self._deadlines.set(("worker", worker.id), self._worker_deadline(worker))
+        self._worker_deadlines.set(worker.id, self._worker_deadline(worker))
 
     # -- inner workings ------------------------------------------------------------------------------------
 
@@ -463,7 +476,7 @@ class BuildQueue:
         for lease in list(worker.leases.values()):
             self._lose(lease, "the worker is gone", now)
         del self.workers[worker.id]
-        self._deadlines.discard(("worker", worker.id))
+        self._worker_deadlines.discard(worker.id)
         for shape in self.ready.shapes.values():
             shape.eligible.discard(worker.id)
             if shape.reserved_for == worker.id:

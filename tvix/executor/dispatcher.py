@@ -45,6 +45,9 @@ from tvix.rpc import status_from_error
 
 log = logging.getLogger(__name__)
 
+STALL_SECONDS = 2.0
+"""A timer this late means that we stood still."""
+
 Finish = Callable[[Job, str, worker_pb2.Finished], Coroutine[Any, Any, None]]
 
 
@@ -116,6 +119,8 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
+        """By the clock, and when that is by the loop's."""
+        self._timer_at: float | None = None
 
     def __repr__(self) -> str:
         return f"<Dispatcher {self.queue!r}>"
@@ -310,6 +315,11 @@ class Dispatcher:
 
     def pump(self) -> None:
         """Act on what the queue has decided, and on what has become due. Call after every change of it."""
+        if self._timer_at is not None:
+            late_seconds = asyncio.get_running_loop().time() - self._timer_at
+            if late_seconds > STALL_SECONDS:
+                # The process or machine was stopped: what workers said meanwhile is still in the sockets.
+                self.queue.postpone(late_seconds)
         due = self.queue.expire(self.clock())
         while events := self.queue.take_events():
             for event in events:
@@ -318,13 +328,17 @@ class Dispatcher:
         self._arm(due)
 
     def _arm(self, due: float | None) -> None:
-        if due is None or self.closed or (self._timer is not None and self._timer_due <= due):
-            return
         if self._timer is not None:
+            if self._timer_due == due and not self.closed:
+                return
             self._timer.cancel()
+        self._timer, self._timer_at = None, None
+        if due is None or self.closed:
+            return
+        loop = asyncio.get_running_loop()
         self._timer_due = due
-        delay = max(0.0, due - self.clock()) + 0.001
-        self._timer = asyncio.get_running_loop().call_later(delay, self._timer_fired)
+        self._timer_at = loop.time() + max(0.0, due - self.clock()) + 0.001
+        self._timer = loop.call_at(self._timer_at, self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None

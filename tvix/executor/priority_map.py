@@ -35,6 +35,10 @@ class PriorityMap(Generic[K]):
     def __iter__(self) -> Iterator[K]:
         return iter(self._ranks)
 
+    def rank(self, key: K) -> Any:
+        """Return the key's rank; KeyError when it is not there."""
+        return self._ranks[key]
+
     def set(self, key: K, rank: Any) -> None:
         """Add the key, or change its rank."""
         if self._ranks.get(key) == rank:
