@@ -39,6 +39,7 @@ from tvix.executor.interfaces import (
 )
 from tvix.executor.outputs import Collected, scan_outputs, store_outputs
 from tvix.executor.roots import prepare_root
+from tvix.executor.scratch import run_blocking
 from tvix.rpc import status_from_error
 
 TIMEOUT_MESSAGE = "execution timeout exceeded"
@@ -149,7 +150,7 @@ class LocalExecutor(Executor):
     async def _run_in(
         self, root: OpenRoot, plan: CommandPlan, limits: Limits, run: ActionRun
     ) -> re_pb2.ExecuteResponse:
-        shown = await asyncio.to_thread(prepare_root, root.path, plan, self._config.profile)
+        shown = await run_blocking(prepare_root, root.path, plan, self._config.profile)
         process = Process(
             arguments=plan.arguments,
             environment=plan.environment,
@@ -201,7 +202,7 @@ class LocalExecutor(Executor):
         function = run.action_digest.function
         collected = Collected()
         if plan.outputs:
-            collected = await asyncio.to_thread(scan_outputs, root.path, plan, function)
+            collected = await run_blocking(scan_outputs, root.path, plan, function)
             root.check()
         result = collected.result
         result.exit_code = ended.exit_code
