@@ -67,9 +67,11 @@ def main() -> None:
         sys.exit(_explain(error))
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: BaseException) -> int:
     from tvix.errors import TvixError, codes_of
 
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     if os.environ.get("TVIX_DEBUG") == "1" or not isinstance(error, TvixError):
         raise error
     for line in str(error).splitlines() or [type(error).__name__]:

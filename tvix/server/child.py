@@ -80,9 +80,20 @@ def run_child(main: Callable[[Child], Awaitable[None]], prepare: Callable[[], No
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(main, assignment))
-    except TvixError as error:
-        print(f"tvix: error: {assignment.name}: {error}", file=sys.stderr)
-        sys.exit(codes_of(error).exit)
+    except (TvixError, BaseExceptionGroup) as error:
+        cause = first_cause(error)
+        if not isinstance(cause, TvixError):
+            raise
+        print(f"tvix: error: {assignment.name}: {cause}", file=sys.stderr)
+        sys.exit(codes_of(cause).exit)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Return what a group of exceptions is about: the first error of ours in it, else its first one."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    causes = [first_cause(inner) for inner in error.exceptions]
+    return next((cause for cause in causes if isinstance(cause, TvixError)), causes[0])
 
 
 async def _run(main: Callable[[Child], Awaitable[None]], assignment: Assignment) -> None:

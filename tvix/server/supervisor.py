@@ -19,9 +19,9 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 
-from tvix.errors import FailedPrecondition, TvixError, Unavailable
+from tvix.errors import FailedPrecondition, Unavailable
 from tvix.server.address import Address, claim_port, refuse_strangers
-from tvix.server.child import Assignment
+from tvix.server.child import Assignment, first_cause
 from tvix.server.config import Config
 from tvix.server.process import Process
 from tvix.server.state import locked
@@ -84,7 +84,7 @@ class Supervisor:
                 starting.cancel()
                 await self._drain()
         except BaseExceptionGroup as group:
-            raise _first_of(group) from group
+            raise first_cause(group) from group
 
     async def _start(self, tasks: asyncio.TaskGroup, on_ready: Callable[[], None]) -> None:
         try:
@@ -130,11 +130,6 @@ class Supervisor:
             for wait in waits:
                 wait.cancel()
             await asyncio.wait(waits)
-
-
-def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    errors = [error for error in group.exceptions if isinstance(error, TvixError)]
-    return errors[0] if errors else group.exceptions[0]
 
 
 async def supervise(config: Config, on_ready: Callable[[Supervisor], None]) -> None:

@@ -49,7 +49,7 @@ def enter_namespace() -> None:
     """Give this process mounts of its own; where that is forbidden, say so and go on. Before any thread."""
     try:
         enter_private_namespace()
-    except TvixError as error:
+    except (TvixError, OSError) as error:  # in a chroot, / is no mount point and can't be made private
         log.warning("namespace=shared why=%r", str(error))
 
 
