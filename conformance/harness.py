@@ -162,7 +162,7 @@ class Program:
         """Return the command lines of processes that once were of the tree, and live on outside it."""
 
         def outside() -> set[int]:
-            return {pid for pid in self._seen - {self.pid, *descendants_of(self.pid)} if _alive(pid)}
+            return {pid for pid in self._seen - {self.pid, *descendants_of(self.pid)} if alive(pid)}
 
         with contextlib.suppress(TimeoutError):
             wait_until(lambda: not outside(), grace_seconds, "end of strays")
@@ -204,18 +204,19 @@ class Program:
     def _reap_leftovers(self, grace_seconds: float) -> list[str]:
         others = self._seen - {self.pid}
         with contextlib.suppress(TimeoutError):
-            wait_until(lambda: not any(_alive(pid) for pid in others), grace_seconds, "end of children")
-        left = [pid for pid in others if _alive(pid)]
+            wait_until(lambda: not any(alive(pid) for pid in others), grace_seconds, "end of children")
+        left = [pid for pid in others if alive(pid)]
         names = [command_line(pid) for pid in left]
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
-            wait_until(lambda: not any(_alive(pid) for pid in left), 5.0, "end of the killed")
+            wait_until(lambda: not any(alive(pid) for pid in left), 5.0, "end of the killed")
         return names
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process lives; takes the exit status of one that was left to us."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
     try:

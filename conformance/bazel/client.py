@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from conformance.harness import alive, wait_until
 from conformance.results import Failed
 
 PACKAGES = ("bazel-bootstrap", "bazel-skylib", "bazel-platforms", "g++", "binutils")
@@ -131,14 +132,18 @@ class Bazel:
         return done
 
     def close(self) -> None:
-        """End Bazel's own server; by force when it does not answer."""
+        """End Bazel's own server; by force when it does not go."""
         pid_file = self.output_base / "server" / "server.pid.txt"
+        if not pid_file.exists():
+            return
+        pid = int(pid_file.read_text())
+        # Its client waits until the process is gone, and we are the one who has to take its exit status.
+        asking = subprocess.Popen(self._command("shutdown", []), cwd=self.workspace, stderr=subprocess.DEVNULL)
         try:
-            subprocess.run(
-                self._command("shutdown", []), cwd=self.workspace, capture_output=True, check=False, timeout=30
-            )
-        except subprocess.TimeoutExpired:
-            os.kill(int(pid_file.read_text()), signal.SIGKILL)
+            wait_until(lambda: not alive(pid), 30, "end of Bazel's server")
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+        asking.wait(30)
 
 
 @dataclass(slots=True)
