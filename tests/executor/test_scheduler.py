@@ -164,38 +164,6 @@ async def test_a_finished_told_twice_is_acknowledged_twice(world: World) -> None
     assert (await last_of(stream)).result.exit_code == 0
 
 
-async def test_outputs_that_were_not_uploaded_are_the_workers_failure(world: World) -> None:
-    worker = await world.worker()
-    digest = world.action()
-    stream = world.execute(digest)
-    absent = digest_of(b"absent")
-    response = succeeded()
-    response.result.output_files.add(path="out", digest=digest_to_proto(absent))
-    for _ in range(world.config.queue.max_attempts):
-        assign = await worker.assigned.get()
-        await worker.finish(assign, response)
-    ended = await last_of(stream)
-    assert ended.status.code == 13
-    assert absent.hash in ended.status.message
-    assert not world.cache.records
-
-
-async def test_files_in_output_trees_count_as_outputs(world: World) -> None:
-    worker = await world.worker()
-    tree = re_pb2.Tree()
-    tree.root.files.add(name="f", digest=digest_to_proto(digest_of(b"absent")))
-    response = succeeded()
-    tree_digest = world.put(tree.SerializeToString())
-    response.result.output_directories.add(path="d", tree_digest=digest_to_proto(tree_digest))
-    stream = world.execute(world.action())
-    await worker.finish(await worker.assigned.get(), response)
-    second = await worker.assigned.get()
-    assert second.attempt == 2
-    world.put(b"absent")
-    await worker.finish(second, response)
-    assert (await last_of(stream)).status.code == 0
-
-
 async def test_a_restarted_scheduler_knows_the_old_operations(world: World) -> None:
     digest = world.action("queued")
     stream = world.execute(digest)
@@ -393,35 +361,6 @@ async def test_live_output_is_announced_to_clients_and_workers(tmp_path: Path) -
         assign = await worker.run_one()
         assert (assign.stdout_write_name, assign.stderr_write_name) == ("secret/1", "secret/2")
         await last_of(stream)
-
-
-async def test_progress_reaches_late_watchers(world: World) -> None:
-    worker = await world.worker()
-    stream = world.execute(world.action())
-    name = (await stream.read()).name
-    assign = await worker.assigned.get()
-    progress = re_pb2.ExecutedActionMetadata(worker="w1")
-    progress.execution_start_timestamp.FromSeconds(5)
-    await worker.say(progress={"lease_id": assign.lease_id, "metadata": progress})
-    await world.settled()
-    again: Any = world.execution.WaitExecution(re_pb2.WaitExecutionRequest(name=name))
-    metadata = re_pb2.ExecuteOperationMetadata()
-    (await again.read()).metadata.Unpack(metadata)
-    assert metadata.partial_execution_metadata == progress
-
-
-async def test_memory_of_finished_operations_is_bounded(tmp_path: Path) -> None:
-    async with running_world(tmp_path, max_remembered=2) as world:
-        worker = await world.worker()
-        names: list[str] = []
-        for i in range(5):
-            stream = world.execute(world.action(f"{i}"))
-            names.append((await stream.read()).name)
-            await worker.run_one()
-            await last_of(stream)
-        assert len(world.scheduler.dispatcher.done) == 2
-        found = await asyncio.gather(*(world.scheduler.get(name) for name in names))
-        assert [operation.stage for operation in found] == [Stage.COMPLETED] * 5
 
 
 @pytest.mark.parametrize("error", [MissingBlobs([digest_of(b"x")]), FailedPrecondition("no")])
