@@ -11,7 +11,11 @@ from tvix.cli.remote import open_remote, parse_digest, server_options
 
 @click.group()
 def action() -> None:
-    """Show an action: command, inputs, outputs, logs, timings."""
+    """Show an action: command, inputs, outputs, logs, timings.
+
+    \b
+    tvix action show 2f1c…9a/147
+    """
 
 
 @action.command()

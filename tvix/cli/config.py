@@ -9,7 +9,13 @@ import click
 
 @click.group()
 def config() -> None:
-    """Check a configuration file, or print an example."""
+    """Check a configuration file, or print an example.
+
+    \b
+    tvix config example > tvix.toml
+    tvix config check tvix.toml
+    tvix serve --config tvix.toml
+    """
 
 
 @config.command()

@@ -15,7 +15,7 @@ from pathlib import Path
 from tvix.cas.digest import EMPTY
 from tvix.cas.disk.store import DiskBlobStore
 from tvix.cas.interfaces import BlobStore
-from tvix.errors import TvixError
+from tvix.errors import FailedPrecondition, TvixError
 from tvix.executor.build_roots import make_build_root
 from tvix.executor.interfaces import BuildRoot
 from tvix.executor.local import LocalConfig, LocalExecutor
@@ -66,7 +66,10 @@ async def work(
 ) -> None:
     """Run actions until `draining`; then finish what runs, or, when `hurried`, give it back. Sets `ready`."""
     setup.scratch.mkdir(parents=True, exist_ok=True)
-    sandbox = await make_sandbox(setup.options.sandbox, setup.scratch / "sandbox")
+    try:
+        sandbox = await make_sandbox(setup.options.sandbox, setup.scratch / "sandbox")
+    except FailedPrecondition as error:
+        raise FailedPrecondition(f"{error} (--sandbox none); or run no worker here (tvix serve --workers 0)") from error
     build_root = await asyncio.to_thread(make_build_root, blobs, setup.scratch, setup.fuse, setup.options.build_root)
     output = setup.scratch / "output"
     output.mkdir(exist_ok=True)
