@@ -288,6 +288,7 @@ def input_as_output(server: Endpoint) -> None:
 def whole_root(server: Endpoint) -> None:
     root = directory_of({"f": server.put(b"kept")})
     done = server.run("/bin/sh", "-c", "mkdir d; echo x > d/x", root=root, output_paths=[""])
+    check(len(done.result.output_directories) == 1, f"{len(done.result.output_directories)} output directories")
     (output,) = done.result.output_directories
     found = server.tree(output).root
     check(output.path == "", f"path {output.path!r}")
