@@ -25,6 +25,57 @@ async def read_until_closed(port: int, data: bytes) -> bytes:
         writer.close()
 
 
+def call_frames(path: str) -> bytes:
+    """A call without metadata and with an empty message, as frames on stream 1."""
+    block = b"\x83\x86" + b"\x04" + bytes([len(path)]) + path.encode() + b"\x0f\x10\x10application/grpc"
+    headers = frames.head(len(block), frames.HEADERS, frames.END_HEADERS, 1) + block
+    return headers + frames.head(5, frames.DATA, frames.END_STREAM, 1) + bytes(5)
+
+
+async def read_frames(reader: asyncio.StreamReader, count: int) -> list[tuple[int, int]]:
+    """Read frames; return their types and lengths."""
+    found = []
+    for _ in range(count):
+        head = await asyncio.wait_for(reader.readexactly(frames.HEAD_BYTES), 5)
+        length = int.from_bytes(head[:3], "big")
+        await reader.readexactly(length)
+        found.append((head[3], length))
+    return found
+
+
+async def test_a_larger_window_is_used_only_after_it_was_acknowledged() -> None:
+    async def large(request: bytes, context: object) -> bytes:
+        return b"x" * 200
+
+    async with serving(large=UNARY(large)) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        small = frames.settings({frames.INITIAL_WINDOW_SIZE: 100})
+        writer.write(frames.PREFACE + small + call_frames("/t.T/large"))
+        first = await read_frames(reader, 5)
+        assert [kind for kind, _ in first] == [
+            frames.SETTINGS, frames.WINDOW_UPDATE, frames.SETTINGS, frames.HEADERS, frames.DATA,
+        ]  # fmt: skip
+        assert first[-1][1] == 100
+        writer.write(frames.settings({frames.INITIAL_WINDOW_SIZE: 1000}))
+        assert await read_frames(reader, 3) == [(frames.SETTINGS, 0), (frames.DATA, 105), (frames.HEADERS, 15)]
+        writer.close()
+
+
+async def test_windows_that_shrink_hold_data_back_until_there_is_credit() -> None:
+    async def large(request: bytes, context: object) -> bytes:
+        return b"x" * 200
+
+    async with serving(large=UNARY(large)) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(frames.PREFACE + frames.settings({frames.INITIAL_WINDOW_SIZE: 100}) + call_frames("/t.T/large"))
+        await read_frames(reader, 5)
+        writer.write(frames.settings({frames.INITIAL_WINDOW_SIZE: 0}) + frames.window_update(1, 150))
+        assert await read_frames(reader, 2) == [(frames.SETTINGS, 0), (frames.DATA, 50)]
+        writer.write(frames.window_update(1, 1000))
+        assert (await read_frames(reader, 1))[0] == (frames.DATA, 55)
+        writer.close()
+
+
 BROKEN = {
     "HTTP/1": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(32),
     "frame too long": frames.PREFACE + frames.head(2**24 - 1, frames.HEADERS, 4, 1),

@@ -493,6 +493,9 @@ class Connection(asyncio.Protocol):
             value = int.from_bytes(payload[start + 2 : start + 6], "big")
             self._apply_setting(name, value)
         self.send(frames.SETTINGS_ACK)
+        # Only now: clients hold us to their old windows until they have read the acknowledgement.
+        for stream in list(self._blocked):
+            self.pump(stream)
 
     def _apply_setting(self, name: int, value: int) -> None:
         if name == frames.INITIAL_WINDOW_SIZE:
@@ -500,10 +503,8 @@ class Connection(asyncio.Protocol):
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"initial window {value}")
             change = value - self._peer_window
             self._peer_window = value
-            for stream in list(self.streams.values()):
+            for stream in self.streams.values():
                 stream.send_window += change
-                if stream.pending_bytes:
-                    self.pump(stream)
         elif name == frames.MAX_FRAME_SIZE:
             if not frames.DEFAULT_FRAME_BYTES <= value <= 2**24 - 1:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"max frame size {value}")
