@@ -16,7 +16,7 @@ from tvix.cas.sql import (
     open_action_cache,
     open_database,
 )
-from tvix.errors import CorruptData, FailedPrecondition, InvalidInput, ResourceExhausted, Unavailable
+from tvix.errors import CorruptData, FailedPrecondition, InvalidInput, ResourceExhausted, TvixError, Unavailable
 
 
 @asynccontextmanager
@@ -105,3 +105,19 @@ async def test_a_failed_transaction_is_undone(tmp_path: Path) -> None:
                 await connection.execute(sa.text("DELETE FROM action_results"))
                 raise ZeroDivisionError
         assert await store.get(action_key("a")) == action_result("one")
+
+
+async def test_a_transaction_in_one_hop_commits_or_undoes_all(tmp_path: Path) -> None:
+    metadata = sa.MetaData()
+    table = sa.Table("numbers", metadata, sa.Column("n", sa.Integer, primary_key=True))
+    async with opened(tmp_path / "records.sqlite") as database:
+        await database.ensure_schema("numbers", 1, metadata)
+
+        def insert(connection: sa.Connection, *numbers: int) -> int:
+            return connection.execute(sa.insert(table), [{"n": number} for number in numbers]).rowcount
+
+        assert await database.transact(lambda connection: insert(connection, 1, 2)) == 2
+        with pytest.raises(TvixError):
+            await database.transact(lambda connection: (insert(connection, 3), insert(connection, 1)))
+        async with database.read() as connection:
+            assert list((await connection.execute(sa.select(table.c.n))).scalars()) == [1, 2]

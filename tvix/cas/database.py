@@ -18,10 +18,11 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -41,6 +42,8 @@ from tvix.errors import (
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 BUSY_SECONDS = 30
 """How long a write waits for other processes' writes."""
 
@@ -57,14 +60,22 @@ _versions = sa.Table(
 class Database:
     """One database, shared by all the record stores of a process. Made by `open_database`."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, blocking: sa.Engine | None = None) -> None:
+        """`blocking` is a second engine on the same database, for `transact`; see there."""
         self.engine = engine
+        self._blocking = blocking
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="tvix-sql") if blocking is not None else None
         self.url = engine.url.render_as_string(hide_password=True)
         self._writing = asyncio.Lock()
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
     def __repr__(self) -> str:
         return f"<Database {self.url}>"
+
+    @property
+    def sync_engines(self) -> list[sa.Engine]:
+        """The engines behind this database, to listen to."""
+        return [self.engine.sync_engine, *([self._blocking] if self._blocking is not None else [])]
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -81,6 +92,24 @@ class Database:
         with _Mapped(self.url):
             async with self._writing, self.engine.begin() as connection:
                 yield connection
+
+    async def transact(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run `work` in a transaction, which its return commits and its exception undoes.
+
+        What `write` does in five hops between the loop and the driver's thread, a statement and a commit each,
+        takes one here: for the transactions that every execution waits for. `work` runs in a thread.
+        """
+        with _Mapped(self.url):
+            if self._blocking is None or self._writer is None:
+                async with self._writing, self.engine.begin() as connection:
+                    return await connection.run_sync(work)
+            async with self._writing:
+                return await asyncio.get_running_loop().run_in_executor(self._writer, self._transact, work)
+
+    def _transact(self, work: Callable[[sa.Connection], T]) -> T:
+        assert self._blocking is not None
+        with self._blocking.begin() as connection:
+            return work(connection)
 
     async def ensure_schema(self, name: str, version: int, tables: sa.MetaData) -> None:
         """Create the tables unless they are there. `name` is the part of the program that owns them.
@@ -116,6 +145,9 @@ class Database:
     async def close(self) -> None:
         """Close all connections, and wait until the threads that work for them are gone."""
         await self.engine.dispose()
+        if self._blocking is not None and self._writer is not None:
+            await asyncio.to_thread(self._writer.shutdown)
+            self._blocking.dispose()
         for thread in list(self._threads):
             # A connection that was in use when its user was cancelled is closed by its thread, later. That must
             # not be after the event loop has ended.
@@ -138,10 +170,13 @@ async def open_database(url: str | Path, *, busy_seconds: float = BUSY_SECONDS) 
         engine = create_async_engine(parsed, pool_size=4, max_overflow=0, pool_timeout=2 * busy_seconds)
     except (sa.exc.ArgumentError, NoSuchModuleError, ImportError, TypeError) as error:
         raise InvalidInput(f"database URL {url!r} cannot be used: {error}", field="database") from error
-    database = Database(engine)
-    if engine.dialect.name == "sqlite":
-        await asyncio.to_thread(_probe_sqlite, database.url, parsed.database or "", busy_seconds)
-        _prepare_sqlite(engine, busy_seconds, database)
+    if engine.dialect.name != "sqlite":
+        return Database(engine)
+    blocking = sa.create_engine(parsed.set(drivername="sqlite"), connect_args={"check_same_thread": False})
+    database = Database(engine, blocking)
+    await asyncio.to_thread(_probe_sqlite, database.url, parsed.database or "", busy_seconds)
+    _prepare_sqlite(engine.sync_engine, busy_seconds, database)
+    _prepare_sqlite(blocking, busy_seconds, database)
     return database
 
 
@@ -162,10 +197,10 @@ def _probe_sqlite(url: str, path: str, busy_seconds: float) -> None:
                 return
 
 
-def _prepare_sqlite(engine: AsyncEngine, busy_seconds: float, database: Database) -> None:
-    @sa.event.listens_for(engine.sync_engine, "connect")
+def _prepare_sqlite(engine: sa.Engine, busy_seconds: float, database: Database) -> None:
+    @sa.event.listens_for(engine, "connect")
     def connected(connection: Any, _record: object) -> None:
-        thread = getattr(connection.driver_connection, "_thread", None)
+        thread = getattr(getattr(connection, "driver_connection", None), "_thread", None)
         if isinstance(thread, threading.Thread):
             database._threads.add(thread)
         # None: the driver begins no transactions of its own, `begun` does.
@@ -175,7 +210,7 @@ def _prepare_sqlite(engine: AsyncEngine, busy_seconds: float, database: Database
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.close()
 
-    @sa.event.listens_for(engine.sync_engine, "begin")
+    @sa.event.listens_for(engine, "begin")
     def begun(connection: sa.Connection) -> None:
         if not connection.get_execution_options().get("tvix_reads"):
             connection.exec_driver_sql("BEGIN IMMEDIATE")

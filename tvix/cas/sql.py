@@ -10,7 +10,6 @@ from typing import Any, Generic, cast
 
 import sqlalchemy as sa
 from google.protobuf.message import DecodeError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remote_apis import remote_execution_pb2 as re_pb2
 from tvix.cas.coalescing import Coalescing
@@ -77,6 +76,12 @@ class SqlRecordStore(RecordStore[K, V]):
         self._now = now
         self._put_rows = Coalescing[dict[str, Any], None](self._write_rows)
         self._touched: dict[bytes, float] = {}
+        self._upsert = database.upsert(table)
+        self._touch = (
+            sa.update(table)
+            .where(table.c.key == sa.bindparam("touched_key"), table.c.used_seconds < sa.bindparam("used"))
+            .values(used_seconds=sa.bindparam("used"))
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._table.name} in {self._database.url}>"
@@ -111,25 +116,24 @@ class SqlRecordStore(RecordStore[K, V]):
         await self._put_rows([row])
 
     async def _write_rows(self, rows: Sequence[dict[str, Any]]) -> Sequence[None]:
-        async with self._database.write() as connection:
-            # The last put of a key wins, also within one statement.
-            last = {row["key"]: row for row in rows}
-            await connection.execute(self._database.upsert(self._table), list(last.values()))
-            await self._write_touched(connection)
+        last = {row["key"]: row for row in rows}  # the last put of a key wins, also within one statement
+        used = self._take_touched()
+
+        def write(connection: sa.Connection) -> None:
+            connection.execute(self._upsert, list(last.values()))
+            if used:
+                connection.execute(self._touch, used)
+
+        await self._database.transact(write)
         return [None] * len(rows)
 
-    async def _write_touched(self, connection: AsyncConnection) -> None:
+    def _take_touched(self) -> list[dict[str, Any]]:
         touched, self._touched = self._touched, {}
-        if not touched:
-            return
-        columns = self._table.c
-        update = (
-            sa.update(self._table)
-            .where(columns.key == sa.bindparam("touched_key"), columns.used_seconds < sa.bindparam("used"))
-            .values(used_seconds=sa.bindparam("used"))
-        )
-        rows = [{"touched_key": key, "used": used} for key, used in touched.items()]
-        await connection.execute(update, rows)
+        return [{"touched_key": key, "used": seconds} for key, seconds in touched.items()]
+
+    async def _write_touched(self) -> None:
+        if used := self._take_touched():
+            await self._database.transact(lambda connection: connection.execute(self._touch, used))
 
     async def delete(self, key: K) -> None:
         self._touched.pop(self._codec.encode_key(key), None)
@@ -152,9 +156,7 @@ class SqlRecordStore(RecordStore[K, V]):
 
         Uses are known to within `TOUCH_SECONDS`, and caches in front hide some: keep ages well above that.
         """
-        if self._touched:
-            async with self._database.write() as connection:
-                await self._write_touched(connection)
+        await self._write_touched()
         deleted = 0
         if retention.max_age_seconds is not None:
             deleted += await self._delete_oldest(None, before=self._now() - retention.max_age_seconds)
@@ -179,9 +181,7 @@ class SqlRecordStore(RecordStore[K, V]):
 
     async def close(self) -> None:
         """Write down the last uses. The database is closed by whoever opened it."""
-        if self._touched:
-            async with self._database.write() as connection:
-                await self._write_touched(connection)
+        await self._write_touched()
 
 
 async def open_records(

@@ -78,6 +78,7 @@ WORKERS = sa.Table(
 )
 _TABLES = {table.name: table for table in METADATA.sorted_tables}
 _KEYS = {table.name: next(iter(table.primary_key)) for table in METADATA.sorted_tables}
+_DELETES = {name: sa.delete(_TABLES[name]).where(key == sa.bindparam("key")) for name, key in _KEYS.items()}
 
 
 class Put(NamedTuple):
@@ -175,13 +176,14 @@ class OperationsStore:
                 deletes.setdefault(table, []).append(key)
             else:
                 puts.setdefault(table, []).append(row)
-        async with self._database.write() as connection:
+
+        def commit(connection: sa.Connection) -> None:
             for table, rows in puts.items():
-                await connection.execute(self._statements[table], rows)
+                connection.execute(self._statements[table], rows)
             for table, keys in deletes.items():
-                column = _KEYS[table]
-                statement = sa.delete(_TABLES[table]).where(column == sa.bindparam("key"))
-                await connection.execute(statement, [{"key": key} for key in keys])
+                connection.execute(_DELETES[table], [{"key": key} for key in keys])
+
+        await self._database.transact(commit)
 
     async def load(self) -> Saved:
         """Return what was in flight."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from remote_apis import remote_execution_pb2 as re_pb2
 from tvix.cas.digest import Digest, digest_of, digest_to_proto
-from tvix.cas.disk.pins import Closures, Pin, PinFiles, references
+from tvix.cas.disk.pins import Closures, Pin, PinFiles, Pins, references
 
 ONE, TWO = digest_of(b"1"), digest_of(b"2", "blake3")
 
@@ -37,6 +37,35 @@ def test_torn_and_foreign_files_are_no_pins(tmp_path: Path) -> None:
     (tmp_path / "torn").write_text('{"owner": "x", "un')
     (tmp_path / "foreign").write_text("[1, 2]")
     assert PinFiles(tmp_path).load(1.0) == []
+
+
+def test_a_short_pin_counts_without_a_file(tmp_path: Path) -> None:
+    pins = Pins(PinFiles(tmp_path))
+    pin = Pin("owner", 100.0, (ONE,), ())
+    pins.put(pin)
+    assert pins.load(1.0) == [pin]
+    assert list(tmp_path.iterdir()) == []
+    assert not pins.forget("owner")
+    assert pins.load(1.0) == []
+
+
+def test_a_lasting_pin_gets_a_file_that_others_see(tmp_path: Path) -> None:
+    pins = Pins(PinFiles(tmp_path))
+    pins.put(Pin("owner", 100.0, (ONE,), ()))
+    pins.write_young()
+    assert not pins.any_young
+    renewed = Pin("owner", 200.0, (TWO,), ())
+    pins.put(renewed)
+    assert pins.load(1.0) == [renewed]
+    assert [pin.until for pin in Pins(PinFiles(tmp_path)).load(1.0)] == [100.0]
+    assert pins.forget("owner")
+    pins.remove("owner")
+    assert pins.load(1.0) == []
+
+
+def test_the_file_of_a_predecessor_can_be_removed(tmp_path: Path) -> None:
+    PinFiles(tmp_path).put(Pin("owner", 100.0, (ONE,), ()))
+    assert Pins(PinFiles(tmp_path)).forget("owner")
 
 
 def test_references_of_noise_are_none() -> None:

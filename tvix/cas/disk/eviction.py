@@ -24,7 +24,7 @@ from tvix.cas.disk.index import PackUse
 from tvix.cas.disk.journal import RECORD_BYTES, encode, encode_note
 from tvix.cas.disk.location import OWN_FILE, pack_location, pack_of, rounded, stored_bytes_of, unpack_location
 from tvix.cas.disk.packs import OpenFile, PackWriter, lock_pack, read_exactly
-from tvix.cas.disk.pins import Closures, PinFiles
+from tvix.cas.disk.pins import Closures, Pins
 from tvix.cas.disk.recovery import write_snapshot
 from tvix.errors import CorruptData
 
@@ -76,7 +76,7 @@ def choose_packs(packs: Mapping[int, PackUse], excess: int) -> list[int]:
 class Evictor:
     """Evicts, and frees space, while it holds the evictor's lock."""
 
-    def __init__(self, catalog: Catalog, packs: PackWriter, pins: PinFiles, closures: Closures) -> None:
+    def __init__(self, catalog: Catalog, packs: PackWriter, pins: Pins, closures: Closures) -> None:
         self._catalog = catalog
         self._packs = packs
         self._pins = pins

@@ -1,5 +1,9 @@
 """Pins: what must not be evicted, a small file per owner, so that every process's pins count.
 
+Most pins are short: an action of a few milliseconds pins its inputs. So a pin is held in memory first and
+gets its file only when it has lasted a second. The evictor's own process, usually the one that pins, counts
+those too; another process's evictor may miss a pin younger than that, whose blobs were used just then.
+
     pins/<sha256 of the owner, hex>: JSON {"owner", "until", "roots": [digest…], "trees": [digest…]}
 
 A digest is [function, hash, size]. Trees are expanded by whoever evicts, only when about to evict.
@@ -35,14 +39,68 @@ class Pin:
     trees: tuple[Digest, ...]
 
 
+class Pins:
+    """All pins, and those of this process that have no file yet. Methods that block say so."""
+
+    def __init__(self, files: PinFiles) -> None:
+        self._files = files
+        self._young: dict[str, Pin] = {}
+        self._written = files.names()
+
+    @property
+    def any_young(self) -> bool:
+        """Whether there are pins without a file."""
+        return bool(self._young)
+
+    def put(self, pin: Pin) -> None:
+        """Hold, replacing what the owner held. Does not block."""
+        self._young[pin.owner] = pin
+
+    def forget(self, owner: str) -> bool:
+        """Let go of a pin held in memory; return whether `remove` has a file to remove. Does not block."""
+        self._young.pop(owner, None)
+        return self._files.name(owner) in self._written
+
+    def remove(self, owner: str) -> None:
+        """Remove the owner's file. Blocks."""
+        self._written.discard(self._files.name(owner))
+        self._files.remove(owner)
+
+    def write_young(self) -> None:
+        """Give the pins held in memory their files. Blocks."""
+        for owner, pin in list(self._young.items()):
+            self._files.put(pin)
+            self._written.add(self._files.name(owner))
+            if self._young.get(owner) is pin:
+                del self._young[owner]
+            elif owner not in self._young:  # let go meanwhile
+                self.remove(owner)
+
+    def load(self, now: float) -> list[Pin]:
+        """Return all pins that hold, of every process. Blocks."""
+        young = list(self._young.values())
+        replaced = {pin.owner for pin in young}
+        return [pin for pin in self._files.load(now) if pin.owner not in replaced] + [
+            pin for pin in young if pin.until > now
+        ]
+
+
 class PinFiles:
     """The folder of pins. Blocks."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def name(self, owner: str) -> str:
+        """Return the name of the owner's file. Does not block."""
+        return sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def names(self) -> set[str]:
+        """Return the names of all files."""
+        return set(os.listdir(self._folder))
+
     def _path(self, owner: str) -> Path:
-        return self._folder / sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()
+        return self._folder / self.name(owner)
 
     def put(self, pin: Pin) -> None:
         """Write or replace the owner's pin."""

@@ -22,7 +22,7 @@ from tvix.cas.disk.catalog import Catalog
 from tvix.cas.disk.config import DiskConfig
 from tvix.cas.disk.eviction import Evictor
 from tvix.cas.disk.packs import PackReader, PackWriter
-from tvix.cas.disk.pins import Closures, Pin, PinFiles
+from tvix.cas.disk.pins import Closures, Pin, PinFiles, Pins
 from tvix.cas.disk.reading import Reader
 from tvix.cas.disk.recovery import Opened
 from tvix.cas.disk.room import Room
@@ -31,6 +31,8 @@ from tvix.cas.interfaces import BlobStore, PinningStore
 from tvix.errors import TvixError
 
 _TICK_SECONDS = 5.0
+_PIN_FILE_SECONDS = 1.0
+"""A pin that lasts longer gets a file, for other processes' evictors and the next start."""
 """How often an idle process looks at the journal, so that it closes packs that are gone."""
 
 
@@ -81,7 +83,7 @@ class DiskBlobStore(BlobStore, PinningStore):
         self._pack_reader = PackReader(config.path / "packs")
         opened.index.on_drop = self._pack_reader.forget
         self._pack_writer = PackWriter(config.path / "packs", config.pack_bytes, flushed=config.fsync != "never")
-        self._pins = PinFiles(config.path / "pins")
+        self._pins = Pins(PinFiles(config.path / "pins"))
         self._reader = Reader(self._catalog, self._pack_reader, config.path / "blobs")
         self._evictor = Evictor(self._catalog, self._pack_writer, self._pins, Closures(self._reader.get_many))
         self._room = Room(self._catalog, self._evictor.make_room)
@@ -124,10 +126,14 @@ class DiskBlobStore(BlobStore, PinningStore):
         return await self._reader.read_zstd(digest, offset)
 
     async def pin(self, owner: str, roots: Collection[Digest], trees: Collection[Digest], until: float) -> None:
-        await self._catalog.run(self._pins.put, Pin(owner, until, tuple(roots), tuple(trees)))
+        self._pins.put(Pin(owner, until, tuple(roots), tuple(trees)))
+        catalog = self._catalog
+        catalog.later("pins", _PIN_FILE_SECONDS, lambda: catalog.start(catalog.run(self._pins.write_young)))
 
     async def unpin(self, owner: str) -> None:
-        await self._catalog.run(self._pins.remove, owner)
+        # Owners of other processes, or of one before this, have files that we do not know of.
+        if self._pins.forget(owner):
+            await self._catalog.run(self._pins.remove, owner)
 
     async def delete(self, digests: Collection[Digest]) -> int:
         """Remove blobs, pinned or not; return how many there were. For administrators and tests."""
@@ -184,6 +190,8 @@ class DiskBlobStore(BlobStore, PinningStore):
         if self._closed:
             return
         self._closed = True
+        if self._pins.any_young:
+            await self._catalog.run(self._pins.write_young)
         await self._catalog.close()
         self._evictor.unlock()
         now = self._catalog.now()
