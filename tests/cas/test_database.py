@@ -88,9 +88,11 @@ async def test_a_full_disk_is_resource_exhausted(tmp_path: Path) -> None:
     async with opened(tmp_path / "records.sqlite") as database:
         store = await open_action_cache(database)
 
-        @sa.event.listens_for(database.engine.sync_engine, "begin", insert=True)
         def limit(connection: sa.Connection) -> None:
             connection.exec_driver_sql("PRAGMA max_page_count = 1")
+
+        for engine in database.sync_engines:
+            sa.event.listen(engine, "begin", limit, insert=True)
 
         with pytest.raises(ResourceExhausted, match="make room"):
             await store.put(action_key("a"), action_result("x" * 1_000_000))
