@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -199,18 +200,22 @@ async def describe(blobs: BlobStore, digest: Digest) -> str:
     command = _as_message(re_pb2.Command, data)
     if command and command.arguments:
         return f"Command: {' '.join(command.arguments)[:60]}"
-    try:
+    return _describe_directory(digest, data) or _describe_file(data)
+
+
+def _describe_directory(digest: Digest, data: bytes) -> str:
+    """Return empty when the blob is neither a Directory nor a Tree."""
+    with contextlib.suppress(InvalidDirectory):
         directory = parse_directory(data, digest.function, strict=False)
-        return f"Directory: {len(directory.files)} files, {len(directory.directories)} directories"
-    except InvalidDirectory:
-        pass
-    try:
+        if _as_message(re_pb2.Directory, data):
+            return f"Directory: {len(directory.files)} files, {len(directory.directories)} directories"
+    with contextlib.suppress(InvalidInput):
         _, directories = directories_from_tree(data, digest.function)
         for content in directories.values():
             parse_directory(content, digest.function, strict=False)
-        return f"Tree: {len(directories)} directories"
-    except InvalidInput:
-        return _describe_file(data)
+        if _as_message(re_pb2.Tree, data):
+            return f"Tree: {len(directories)} directories"
+    return ""
 
 
 def _describe_file(data: bytes) -> str:

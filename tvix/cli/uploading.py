@@ -44,10 +44,13 @@ class Scanned:
     def _add_folder(self, folder: Path) -> Digest:
         directory = re_pb2.Directory()
         for path in sorted(folder.iterdir()):
+            _check_utf8(path.name, folder)
             check_name(path.name, str(folder))
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
-                directory.symlinks.add(name=path.name, target=os.readlink(path))
+                target = os.readlink(path)
+                _check_utf8(target, folder)
+                directory.symlinks.add(name=path.name, target=target)
             elif stat.S_ISDIR(mode):
                 directory.directories.add(name=path.name, digest=digest_to_proto(self._add_folder(path)))
             else:
@@ -58,6 +61,14 @@ class Scanned:
         digest = digest_of(data, self.function)
         self.messages[digest] = data
         return digest
+
+
+def _check_utf8(name: str, folder: Path) -> None:
+    """Raise InvalidInput for a name that is not text: the API has no way to say it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{folder}: the name {os.fsencode(name)!r} is not UTF-8") from error
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

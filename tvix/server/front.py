@@ -14,7 +14,8 @@ from contextlib import AsyncExitStack
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from tvix.cas.services import add_cas_services
 from tvix.http2.server import GrpcServer
@@ -53,9 +54,8 @@ class Front:
         self._server.add_generic_rpc_handlers((self._passthrough,))
         self._names = [*DATA_SERVICES, *(EXECUTION_SERVICES if execution else ())]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            [*self._names, "grpc.health.v1.Health", reflection.SERVICE_NAME], self._server
-        )
+        described = [*self._names, "grpc.health.v1.Health", reflection.SERVICE_NAME]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(ReflectionServicer(described), self._server)
         cache = HttpCache(stores.blobs, stores.actions, HashLookup(stores.blobs).find)
         self._http = HttpServer(cache, is_serving=lambda: not child.draining.is_set())
 

@@ -107,17 +107,21 @@ def note_process(name: str, started_seconds: float) -> None:
 
 def render_metrics() -> bytes:
     """Return all processes' counters in Prometheus' text format."""
+    return generate_latest(_registry())
+
+
+def _registry() -> CollectorRegistry:
+    """Return what all processes have counted, or this one alone where it does not share."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest(REGISTRY)
+        return REGISTRY
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    return registry
 
 
 def action_cache_lookups() -> tuple[int, int]:
     """Return how many look-ups of action results hit and missed, in all processes since the server started."""
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry = _registry()
     labels = {"store": "actions", "method": "get"}
     hits, misses = (
         registry.get_sample_value("tvix_store_blobs_total", {**labels, "outcome": outcome}) or 0

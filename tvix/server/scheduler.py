@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from remote_apis import admin_pb2
 from tvix.cas.disk.store import DiskBlobStore
 from tvix.cas.services import add_cas_services
+from tvix.cas.sql import Retention
 from tvix.executor.admission import Timeouts
 from tvix.executor.grpc_admin import register_admin
 from tvix.executor.grpc_execution import register_execution
@@ -27,6 +29,7 @@ from tvix.executor.scheduler import Scheduler, SchedulerConfig
 from tvix.http2.server import GrpcServer
 from tvix.server.child import Child, run_child
 from tvix.server.config import ExecutionSection
+from tvix.server.housekeeping import Prune, keep_house
 from tvix.server.metrics import CallMeter, action_cache_lookups, keep_metering
 from tvix.server.stores import Stores, cas_services, open_stores
 
@@ -73,6 +76,12 @@ async def running_scheduler(child: Child, stores: Stores) -> AsyncIterator[Sched
         await operations.close()
 
 
+def chores(stores: Stores) -> list[tuple[str, Prune]]:
+    """Return what to prune now and then."""
+    tables = [(name, partial(table.prune, Retention())) for name, table in stores.tables.items()]
+    return [("logs", stores.log_streams.prune), *tables]
+
+
 async def add_store_status(status: admin_pb2.Status, blobs: DiskBlobStore) -> None:
     """Add to a status what the scheduler does not know: the store, and look-ups made through the fronts."""
     disk = blobs.statistics()
@@ -110,6 +119,7 @@ async def main(child: Child) -> None:
                 tasks.create_task(stores.blobs.evict_loop()),
                 tasks.create_task(keep_metering(meter, child.assignment.name)),
                 tasks.create_task(SchedulerMetrics(scheduler).keep_updating()),
+                tasks.create_task(keep_house(chores(stores))),
             ]
             await child.draining.wait()
             for task in background:

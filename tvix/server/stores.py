@@ -6,9 +6,10 @@ actions  complete( metered( cached in RAM( SQL ))): a result is shown while all 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -23,11 +24,11 @@ from tvix.cas.digest import Digest
 from tvix.cas.disk.config import DiskConfig
 from tvix.cas.disk.store import DiskBlobStore
 from tvix.cas.generations import Generations
-from tvix.cas.interfaces import ActionCache, ActionKey
+from tvix.cas.interfaces import ActionCache, ActionKey, BlobStore
 from tvix.cas.logstream import LogStreams
 from tvix.cas.metered import MeteredRecordStore, StoreMetrics
 from tvix.cas.services import CasServices
-from tvix.cas.sql import Codec, Database, open_action_cache, open_database, open_records
+from tvix.cas.sql import Codec, Database, SqlRecordStore, open_action_cache, open_database, open_records
 from tvix.cas.tree import TreeWalker
 from tvix.errors import Unavailable
 from tvix.server.config import Config, StoreSection
@@ -46,6 +47,8 @@ class Stores:
     assets: AssetStore
     log_streams: LogStreams
     database: Database
+    tables: Mapping[str, SqlRecordStore[Any, Any]]
+    """The records themselves, below caches and checks: what there is to prune."""
 
 
 def disk_config(state: StateDir, store: StoreSection) -> DiskConfig:
@@ -72,17 +75,22 @@ async def open_stores(config: Config) -> AsyncIterator[Stores]:
         opened.push_async_callback(database.close)
         generations = opened.enter_context(Generations(config.state.generations))
         records = await open_action_cache(database)
-        opened.push_async_callback(records.close)
-        settings: CacheConfig[ActionKey, re_pb2.ActionResult] = CacheConfig(action_key_bytes, message_size)
-        cached = CachedRecords(records, generations, settings)
-        actions: ActionCache = CompleteRecords(
-            MeteredRecordStore(cached, "actions", METRICS), blobs, ActionResultDigests(blobs, TreeWalker(blobs))
-        )
         chunk_lists = await open_records(database, "chunk_lists", CHUNK_LISTS)
-        opened.push_async_callback(chunk_lists.close)
         assets = await open_records(database, "assets", ASSETS)
-        opened.push_async_callback(assets.close)
-        yield Stores(blobs, actions, chunk_lists, assets, LogStreams(config.state.logs), database)
+        tables: dict[str, SqlRecordStore[Any, Any]] = {"actions": records, "chunk_lists": chunk_lists, "assets": assets}
+        for table in tables.values():
+            opened.push_async_callback(table.close)
+        actions = _action_cache(records, generations, blobs)
+        yield Stores(blobs, actions, chunk_lists, assets, LogStreams(config.state.logs), database, tables)
+
+
+def _action_cache(
+    records: SqlRecordStore[ActionKey, re_pb2.ActionResult], generations: Generations, blobs: BlobStore
+) -> ActionCache:
+    settings: CacheConfig[ActionKey, re_pb2.ActionResult] = CacheConfig(action_key_bytes, message_size)
+    cached = CachedRecords(records, generations, settings)
+    metered = MeteredRecordStore(cached, "actions", METRICS)
+    return CompleteRecords(metered, blobs, ActionResultDigests(blobs, TreeWalker(blobs)))
 
 
 def cas_services(config: Config, stores: Stores) -> CasServices:
