@@ -64,3 +64,14 @@ async def test_overrides_are_in_the_action_that_the_worker_gets_and_survive_savi
     for found in (checked, restored):
         assert parse_action(found.action_bytes, digest).platform.properties[0].value == "big"
         assert found.properties == (Property("Pool", "big"),)
+
+
+@pytest.mark.parametrize(("seconds", "nanos"), [(1, 2_000_000_000), (1, -5), (0, -1_000_000_000)])
+async def test_nanoseconds_that_are_no_part_of_a_duration(seconds: int, nanos: int) -> None:
+    blobs = MemoryBlobStore()
+    action = re_pb2.Action.FromString(make_action(blobs)[1])
+    action.timeout.seconds, action.timeout.nanos = seconds, nanos
+    data = action.SerializeToString()
+    digest = digest_of(data)
+    with pytest.raises(InvalidInput, match=r"action\.timeout"):
+        await check_action(blobs, digest, data, TIMEOUTS)

@@ -115,7 +115,10 @@ def restore_checked(digest: Digest, action_bytes: bytes, command_bytes: bytes, t
 
 def _timeout(action: re_pb2.Action, timeouts: Timeouts) -> float:
     """Return the limit that holds. A zero counts as unset: some clients send an empty message for "none"."""
-    seconds = action.timeout.seconds + action.timeout.nanos / 1e9
+    nanos = action.timeout.nanos
+    if abs(nanos) >= 1_000_000_000 or action.timeout.seconds * nanos < 0:
+        raise InvalidInput(f"action.timeout.nanos: {nanos} is no part of a duration", field="action.timeout.nanos")
+    seconds = action.timeout.seconds + nanos / 1e9
     if seconds < 0:
         raise InvalidInput(f"action.timeout: {seconds:g} s is negative", field="action.timeout")
     if seconds > timeouts.max_seconds:
