@@ -38,7 +38,7 @@ NAMESPACE: dict[str, Any] = {
 
 def module_of(text: str) -> ast.Module:
     source = Source(text, "«test»", "/")
-    return compile_tree(parse(source), source, globals_=GLOBALS, saturated={"fail": 1})
+    return compile_tree(parse(source), source, globals_=GLOBALS, saturated={"fail": "s"})
 
 
 def evaluate(text: str) -> Any:

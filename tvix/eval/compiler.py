@@ -16,6 +16,7 @@ constants (paths, position tables, formals) are made once when a file is loaded,
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,11 +75,11 @@ def compile_tree(
     source: Source,
     *,
     globals_: frozenset[str],
-    saturated: Mapping[str, int],
+    saturated: Mapping[str, str],
     scoped: frozenset[str] = frozenset(),
 ) -> ast.Module:
     """Return the Python module of a file. `globals_` are names usable without `builtins.`, `saturated`
-    builtins with the number of arguments of their direct form, `scoped` the names scopedImport binds.
+    builtin functions with the strictness of their parameters (see tvix.eval.builtins), `scoped` the names scopedImport binds.
 
     Raises UndefinedVariable for a name that nothing binds.
     """
@@ -87,7 +88,7 @@ def compile_tree(
 
 
 class _Compiler:
-    def __init__(self, source: Source, saturated: Mapping[str, int]) -> None:
+    def __init__(self, source: Source, saturated: Mapping[str, str]) -> None:
         self.source = source
         self.saturated = saturated
         self.names = PythonNames()
@@ -496,9 +497,12 @@ class _Compiler:
     def function_call(self, node: Call, scope: Scope) -> ast.expr:
         builtin = self.builtin_of(node.function, scope)
         arguments = node.arguments
-        if builtin is not None and self.saturated[builtin] <= len(arguments):
-            count = self.saturated[builtin]
-            direct = [self.lazy(argument, scope) for argument in arguments[:count]]
+        if builtin is not None and len(self.saturated[builtin]) <= len(arguments):
+            count = len(self.saturated[builtin])
+            direct = [
+                self.strict(argument, scope) if strictness == "s" else self.lazy(argument, scope)
+                for strictness, argument in zip(self.saturated[builtin], arguments, strict=False)
+            ]
             result: ast.expr = self.helper(f"D_{builtin}", direct, node.at)
             arguments = arguments[count:]
         else:
@@ -583,6 +587,7 @@ class _Compiler:
             self.constant(tuple(flat), at),
             self.constant(node.ellipsis, at),
             self.constant(tuple(places), at),
+            self.constant(node.parameter, at),
         ]
         return self.file_constant("formals", self.helper("make_formals", arguments, at), at)
 
@@ -813,6 +818,8 @@ _STRICT: dict[type, Callable[[_Compiler, Any, Scope], ast.expr]] = {
 def to_code(module: ast.Module, source: Source) -> Any:
     """Return the code object of a module; EvalError when the program nests deeper than Python compiles."""
     try:
-        return compile(module, source.name, "exec", dont_inherit=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of calls and selections that can only fail
+            return compile(module, source.name, "exec", dont_inherit=True)
     except RecursionError as error:
         raise EvalError(f"{source.name}: expressions nest too deeply") from error

@@ -112,6 +112,18 @@ def less_than(left: Value, right: Value) -> bool:
             return len(left) < len(right)
 
 
+def sorted_names(attrs: Attrs) -> list[str]:
+    """Return the names of a set in byte order: how Nix shows and iterates sets."""
+    names = sorted(attrs)
+    if names and not "".join(names).isascii():
+        names.sort(key=_encoded)
+    return names
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
 def _is_derivation(value: Attrs) -> bool:
     kind = value.get("type", MISSING)
     return kind is not MISSING and force(kind) == "derivation"
@@ -236,15 +248,17 @@ def look_up_with(name: str, *sets: Lazy) -> Value:
 class Formals:
     """The parameters of a set pattern."""
 
-    __slots__ = ("defaults", "ellipsis", "flat_places", "names", "required")
+    __slots__ = ("defaults", "ellipsis", "flat_places", "name", "names", "required")
 
-    def __init__(self, flat: tuple[Any, ...], ellipsis: bool, places: tuple[Any, ...]) -> None:
+    def __init__(self, flat: tuple[Any, ...], ellipsis: bool, places: tuple[Any, ...], name: str | None = None) -> None:
         self.defaults: dict[str, bool] = dict(zip(flat[::2], flat[1::2], strict=True))
         """Each name, and whether it has a default: what builtins.functionArgs returns."""
         self.names = self.defaults.keys()
         self.required = frozenset(name for name, has_default in self.defaults.items() if not has_default)
         self.ellipsis = ellipsis
         self.flat_places = places
+        self.name = name
+        """What the whole set is called (`@name`), if anything."""
 
 
 def match_formals(argument: Lazy, formals: Formals) -> Attrs:

@@ -139,8 +139,12 @@ class Strings:
         return join([self.coerce(left, copy=copy), self.coerce(right, copy=copy)])
 
     def append_to_path(self, path: Path, *parts: Value) -> Path:
-        """`path + part`, or a path literal with interpolations: a path again."""
-        texts = [path.text]
+        """`path + part`: a path again."""
+        return self.path_from_parts(path.text, *parts)
+
+    def path_from_parts(self, first: str, *parts: Value) -> Path:
+        """A path literal with interpolations; `first` is absolute."""
+        texts = [first]
         for part in parts:
             text = self.coerce(part, copy=False)
             if text.__class__ is ContextString:

@@ -13,8 +13,31 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Value])
 
 PLAIN_GLOBALS = frozenset(
-    "abort baseNameOf break builtins derivation derivationStrict dirOf false fetchGit fetchMercurial fetchTarball "
-    "fetchTree fromTOML import isNull map null placeholder removeAttrs scopedImport throw toString true".split()
+    [
+        "abort",
+        "baseNameOf",
+        "break",
+        "builtins",
+        "derivation",
+        "derivationStrict",
+        "dirOf",
+        "false",
+        "fetchGit",
+        "fetchMercurial",
+        "fetchTarball",
+        "fetchTree",
+        "fromTOML",
+        "import",
+        "isNull",
+        "map",
+        "null",
+        "placeholder",
+        "removeAttrs",
+        "scopedImport",
+        "throw",
+        "toString",
+        "true",
+    ]
 )
 """Builtins usable under their own names; all others only as `builtins.x` and `__x`."""
 

@@ -1,0 +1,27 @@
+"""Builtins on functions."""
+
+from __future__ import annotations
+
+from tvix.eval.builtins.expect import wrong_type
+from tvix.eval.builtins.registry import Registry, Table
+from tvix.eval.runtime import formals_of
+from tvix.eval.values import Attrs, PositionTable, Value, type_name
+
+TABLE = Table()
+
+
+def register(registry: Registry) -> None:
+    """Add this module's builtins."""
+    registry.update(TABLE)
+
+
+@TABLE.primop("functionArgs", "s")
+def function_args(function: Value) -> Value:
+    if type_name(function) != "lambda":
+        raise wrong_type(function, "a function", "builtins.functionArgs")
+    formals = formals_of(function)
+    if formals is None:
+        return Attrs()
+    made = Attrs(formals.defaults)
+    made.positions = PositionTable(function.__globals__["SOURCE"].name, formals.flat_places)
+    return made
