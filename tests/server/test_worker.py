@@ -5,9 +5,11 @@ import signal
 import threading
 from pathlib import Path
 
+import grpc
 import pytest
 
 from remote_apis import remote_execution_pb2 as re_pb2
+from remote_apis import remote_execution_pb2_grpc as re_grpc
 from tests.server.running import RunningServer, alive, children_of, running_server, wait_until
 from tvix.server.config import WorkerSection
 from tvix.server.worker import offered_properties
@@ -92,3 +94,35 @@ def test_stopping_lets_a_running_action_finish_and_the_client_learns_its_result(
         wait_until(lambda: _is_running(server), "the action runs")
         assert server.stop() == 0
         assert running.result().result.stdout_raw == b"drained\n"
+
+
+def test_a_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
+    with running_server(tmp_path, "--fronts", "1", "--workers", "1") as server:
+        action = server.put_action("sleep 2; sleep 100")
+        with server.channel() as channel:
+            stream = re_grpc.ExecutionStub(channel).Execute(re_pb2.ExecuteRequest(action_digest=action), timeout=90)
+            next(stream)
+            wait_until(lambda: _is_running(server), "the action runs")
+            below = list(_descendants(server.process.pid))
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: "draining" in server.log, "draining")
+            assert server.stop() == 0
+            with pytest.raises(grpc.RpcError) as raised:
+                list(stream)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        wait_until(lambda: not any(alive(pid) for pid in below), "the end of all processes")
+
+
+def test_an_action_that_was_queued_runs_after_a_restart(tmp_path: Path) -> None:
+    with running_server(tmp_path, "--fronts", "1", "--workers", "0") as server:
+        action = server.put_action("echo at last")
+        with server.channel() as channel:
+            stream = re_grpc.ExecutionStub(channel).Execute(re_pb2.ExecuteRequest(action_digest=action), timeout=90)
+            name = next(stream).name
+            server.stop(signal.SIGKILL)
+    with running_server(tmp_path, "--fronts", "1", "--workers", "1") as server, server.channel() as channel:
+        wait = re_pb2.WaitExecutionRequest(name=name)
+        *_, last = re_grpc.ExecutionStub(channel).WaitExecution(wait, timeout=90)
+        response = re_pb2.ExecuteResponse()
+        last.response.Unpack(response)
+        assert response.result.stdout_raw == b"at last\n"
