@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tvix.eval import operators, values
-from tvix.eval.compiler import ENTRY, compile_tree, to_code
+from tvix.eval.compiler import compile_tree, to_code
 from tvix.eval.errors import MissingAttribute, NixTypeError, UndefinedVariable
 from tvix.eval.parser import parse
+from tvix.eval.runtime import ENTRY
 from tvix.eval.source import Source
 from tvix.eval.stack import run_with_large_stack
 from tvix.eval.values import Attrs, PositionTable, Thunk, force

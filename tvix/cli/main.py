@@ -16,6 +16,7 @@ VERBS = {
     "status": "Show what a server is doing: queue, workers, hit rates, disk.",
     "cas": "Look into a server's content-addressed store, and add to it.",
     "action": "Show an action: command, inputs, outputs, logs, timings.",
+    "eval": "Evaluate a Nix expression and print its value.",
     "config": "Check a configuration file, or print an example.",
 }
 """Every verb, with its line in `tvix --help`; the module tvix.cli.<verb> holds the command of that name."""

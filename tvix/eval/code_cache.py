@@ -12,7 +12,7 @@ import hashlib
 import marshal
 import os
 import sys
-import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType
@@ -74,9 +74,9 @@ class CodeCache:
         path = self._path(key)
         with suppress(OSError):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
+            temporary = f"{path}.{os.getpid()}.{time.monotonic_ns()}"
             try:
-                with os.fdopen(handle, "wb") as file:
+                with open(temporary, "xb") as file:
                     file.write(hashlib.sha256(payload).digest() + payload)
                 os.replace(temporary, path)
             except OSError:

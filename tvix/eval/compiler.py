@@ -45,11 +45,9 @@ from tvix.eval.nodes import (
     Var,
     With,
 )
+from tvix.eval.runtime import ENTRY
 from tvix.eval.scope import FromWith, Global, Local, PythonNames, Scope, Scoped, Variable, outermost
 from tvix.eval.source import Source
-
-ENTRY = "evaluate_file"
-"""The emitted function that returns the file's value."""
 
 _ARITHMETIC = {"-": "__sub", "*": "__mul", "/": "__div"}
 _HELPERS = {"__sub": "subtract", "__mul": "multiply", "__div": "divide", "__lessThan": "less_than"}
@@ -79,7 +77,8 @@ def compile_tree(
     scoped: frozenset[str] = frozenset(),
 ) -> ast.Module:
     """Return the Python module of a file. `globals_` are names usable without `builtins.`, `saturated`
-    builtin functions with the strictness of their parameters (see tvix.eval.builtins), `scoped` the names scopedImport binds.
+    builtin functions with the strictness of their parameters (see tvix.eval.builtins), `scoped` the names that
+    scopedImport binds.
 
     Raises UndefinedVariable for a name that nothing binds.
     """

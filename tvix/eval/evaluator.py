@@ -14,12 +14,10 @@ from types import CodeType
 
 from tvix.eval.builtins import make_registry
 from tvix.eval.code_cache import CodeCache
-from tvix.eval.compiler import ENTRY, compile_tree, to_code
 from tvix.eval.error_report import report, to_eval_error
 from tvix.eval.errors import EvalError, NixTypeError, Position
 from tvix.eval.io import EvalIO
-from tvix.eval.parser import parse
-from tvix.eval.runtime import evaluator_namespace, file_namespace, formals_of
+from tvix.eval.runtime import ENTRY, evaluator_namespace, file_namespace, formals_of
 from tvix.eval.search_path import SearchPath
 from tvix.eval.settings import Settings
 from tvix.eval.source import Source, decode_source
@@ -110,6 +108,9 @@ class Evaluator:
         return code
 
     def _compiled(self, source: Source, scoped: frozenset[str]) -> CodeType:
+        from tvix.eval.compiler import compile_tree, to_code  # not needed when all is in the code cache
+        from tvix.eval.parser import parse
+
         registry = self.registry
         tree = parse(source)
         module = compile_tree(tree, source, globals_=registry.globals, saturated=registry.saturated, scoped=scoped)

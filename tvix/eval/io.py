@@ -10,11 +10,13 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path as OsPath
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from tvix.eval.errors import EvalError
-from tvix.nix.derivation import Derivation
-from tvix.nix.hashes import Hash
+
+if TYPE_CHECKING:
+    from tvix.nix.derivation import Derivation
+    from tvix.nix.hashes import Hash
 
 FileType = Literal["regular", "directory", "symlink", "unknown"]
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from json.encoder import encode_basestring
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape
 
 from tvix.eval.builtins.registry import primop_kind
 from tvix.eval.errors import NixTypeError
@@ -177,7 +176,7 @@ class JsonPrinter:
 
 # XML.
 
-_ATTRIBUTE_ESCAPES = {'"': "&quot;", "\n": "&#xA;"}
+_XML_ESCAPES = str.maketrans({'"': "&quot;", "\n": "&#xA;", "&": "&amp;", "<": "&lt;", ">": "&gt;"})
 _PYTHON_NAME = re.compile(r"(.*)_[0-9]+")
 
 
@@ -199,7 +198,7 @@ class XmlPrinter:
         return "\n".join(self._lines) + "\n"
 
     def _tag(self, name: str, attributes: dict[str, str]) -> str:
-        shown = "".join(f' {key}="{escape(str(attributes[key]), _ATTRIBUTE_ESCAPES)}"' for key in sorted(attributes))
+        shown = "".join(f' {key}="{attributes[key].translate(_XML_ESCAPES)}"' for key in sorted(attributes))
         return f"{name}{shown}"
 
     def _empty(self, name: str, attributes: dict[str, str]) -> None:

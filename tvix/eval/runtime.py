@@ -20,6 +20,9 @@ from tvix.eval.values import MISSING, Attrs, Lazy, Path, PositionTable, Thunk, V
 if TYPE_CHECKING:
     from tvix.eval.evaluator import Evaluator
 
+ENTRY = "evaluate_file"
+"""The emitted function that returns a file's value."""
+
 EXPORTED = [
     "apply_overrides",
     "assertion_failed",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +12,9 @@ from tvix.nix.store_path import STORE_DIR
 
 def default_system() -> str:
     """Return this machine's system as Nix names it, such as `x86_64-linux`."""
-    machine = {"arm64": "aarch64", "amd64": "x86_64"}.get(platform.machine().lower(), platform.machine())
-    return f"{machine}-{platform.system().lower()}"
+    system = os.uname()
+    machine = {"arm64": "aarch64", "amd64": "x86_64"}.get(system.machine.lower(), system.machine)
+    return f"{machine}-{system.sysname.lower()}"
 
 
 def log_to_stderr(text: str) -> None:

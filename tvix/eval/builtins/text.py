@@ -32,9 +32,8 @@ def register(registry: Registry) -> None:
         expect_int(length, "builtins.substring")
         text = value if isinstance(value, str) else strings.coerce(value)
         end = None if length < 0 else start + length
-        if text.isascii():
-            part = str(text)[start:end]
-        else:
+        part = str(text)[start:end]
+        if not text.isascii():
             part = _encoded(text)[start:end].decode("utf-8", "surrogateescape")
         return with_context(part, text.context) if text.__class__ is ContextString else part
 
