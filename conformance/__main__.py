@@ -12,6 +12,7 @@ from conformance import tools
 from conformance.bazel import suite as bazel_suite
 from conformance.bgd import suite as bgd_suite
 from conformance.buildstream import suite as buildstream_suite
+from conformance.crash import suite as crash_suite
 from conformance.harness import Server, scratch_folder, tvix
 from conformance.reapi import suite as reapi_suite
 from conformance.results import Report
@@ -38,6 +39,7 @@ def run_reapi(report: Report, make: Callable[[Path], Server], only: tuple[str, .
 
 SUITES: dict[str, Callable[[Report, Callable[[Path], Server], tuple[str, ...]], None]] = {
     "reapi": run_reapi,
+    "crash": crash_suite.run,
     "bgd": bgd_suite.run,
     "bazel": bazel_suite.run,
     "buildstream": buildstream_suite.run,

@@ -1,0 +1,71 @@
+"""One expression through real Nix and through ours: equal output, or equally an error."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tvix.eval.builtins.control import force_deep
+from tvix.eval.errors import EvalError
+from tvix.eval.evaluator import Evaluator
+from tvix.eval.io import FileSystem
+from tvix.eval.printing import JsonPrinter, to_nix
+from tvix.eval.settings import Settings
+from tvix.eval.stack import run_with_large_stack
+
+TIMEOUT_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What evaluating gave: text, or the message of the error."""
+
+    text: str
+    failed: bool
+
+    def __str__(self) -> str:
+        return f"error: {self.text}" if self.failed else self.text
+
+
+@lru_cache(maxsize=1)
+def nix_program() -> str | None:
+    """Return the path of nix-instantiate, None if Nix is not installed."""
+    return shutil.which("nix-instantiate")
+
+
+def with_nix(expression: str, *, json: bool = False) -> Outcome:
+    """Evaluate deeply with real Nix; relative paths are relative to /."""
+    program = nix_program()
+    assert program is not None
+    environment = {**os.environ, "NIX_PATH": ""}
+    done = subprocess.run(
+        [program, "--eval", "--strict", *(["--json"] if json else []), "-E", expression],
+        capture_output=True,
+        timeout=TIMEOUT_SECONDS,
+        cwd="/",
+        env=environment,
+        check=False,
+    )
+    if done.returncode == 0:
+        return Outcome(done.stdout.decode("utf-8", "surrogateescape").rstrip("\n"), failed=False)
+    errors = done.stderr.decode("utf-8", "replace")
+    message = errors[errors.find("error:") :].splitlines()[0] if "error:" in errors else errors.strip()
+    return Outcome(message.removeprefix("error:").strip(), failed=True)
+
+
+def with_ours(expression: str, *, json: bool = False) -> Outcome:
+    """Evaluate deeply with ours."""
+    evaluator = Evaluator(FileSystem(), Settings(use_nix_path=False, log=lambda text: None))
+
+    def run() -> str:
+        with evaluator.reporting():
+            value = force_deep(evaluator.evaluate_text(expression, "/"))
+            return JsonPrinter(evaluator.strings).show(value) if json else to_nix(value)
+
+    try:
+        return Outcome(run_with_large_stack(run), failed=False)
+    except EvalError as error:
+        return Outcome(error.message, failed=True)
