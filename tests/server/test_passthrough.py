@@ -96,7 +96,7 @@ class Setting:
         self.scheduler, self.upstream = scheduler, GrpcServer()
         server: Any = self.upstream
         re_grpc.add_ExecutionServicer_to_server(scheduler, server)
-        operations_pb2_grpc.add_Operations_to_server(scheduler, server)
+        operations_pb2_grpc.add_OperationsServicer_to_server(scheduler, server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(scheduler, server)
         self.upstream.add_unix_socket(str(self.socket))
         await self.upstream.start()
