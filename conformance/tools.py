@@ -84,6 +84,7 @@ def buildbox(name: str) -> Path:
     return found
 
 
+# 200 threads: with fewer than there are calls at a time, it refuses calls.
 BUILDGRID_CONFIG = """\
 description: storage and action cache in memory, the fastest it offers
 server:

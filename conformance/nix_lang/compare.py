@@ -42,7 +42,14 @@ def with_nix(expression: str, *, json: bool = False) -> Outcome:
     assert program is not None
     environment = {**os.environ, "NIX_PATH": ""}
     done = subprocess.run(
-        [program, "--eval", "--strict", *(["--json"] if json else []), "-E", expression],
+        [
+            program,
+            "--eval",
+            "--strict",
+            *(["--json"] if json else []),
+            "-E",
+            f" {expression}" if expression.startswith("-") else expression,
+        ],
         capture_output=True,
         timeout=TIMEOUT_SECONDS,
         cwd="/",
@@ -63,7 +70,7 @@ def with_ours(expression: str, *, json: bool = False) -> Outcome:
     def run() -> str:
         with evaluator.reporting():
             value = force_deep(evaluator.evaluate_text(expression, "/"))
-            return JsonPrinter(evaluator.strings).show(value) if json else to_nix(value)
+            return JsonPrinter(evaluator.strings).show(value) if json else to_nix(value, computed=True)
 
     try:
         return Outcome(run_with_large_stack(run), failed=False)
