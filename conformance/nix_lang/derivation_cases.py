@@ -96,7 +96,7 @@ INSTANTIATED = {
     "input_through_set": with_input("x = { outPath = i; };"),
     "two_inputs_equal_modulo": (
         f'let f = n: derivation {{ name = "f"; system = "x"; builder = n; outputHash = "{SRI}"; }}; '
-        f"in " + plain('x = f "1"; y = f "2";') + ""
+        f"in " + plain('x = f "1"; y = f "2";')
     ),
     "chain": (
         'let f = n: derivation { name = "c${toString n}"; system = "x"; builder = "b"; '
@@ -105,19 +105,19 @@ INSTANTIATED = {
     "diamond_over_fixed": (
         f'let s = derivation {{ name = "s.tar"; system = "x"; builder = "fetch"; outputHash = "{EMPTY["sha256"]}"; '
         'outputHashAlgo = "sha256"; }; f = n: derivation { name = n; system = "x"; builder = "b"; src = s; }; '
-        f"in " + plain('x = [ (f "l") (f "r") ];') + ""
+        f"in " + plain('x = [ (f "l") (f "r") ];')
     ),
     "discarded_context": with_input("x = builtins.unsafeDiscardStringContext i.outPath;"),
     "drv_path": with_input("x = i.drvPath;"),
     "drv_path_of_chain": (
         'let i = derivation { name = "i"; system = "x"; builder = "b"; src = ./tree; }; '
         'j = derivation { name = "j"; system = "x"; builder = "b"; inherit i; }; '
-        "in " + plain('x = j.drvPath; t = builtins.toFile "t" "text ${./tree}";') + ""
+        "in " + plain('x = j.drvPath; t = builtins.toFile "t" "text ${./tree}";')
     ),
     "drv_path_through_text_file": (
         f'let {INPUT}j = derivation {{ name = "j"; system = "x"; builder = "b"; '
         'f = builtins.toFile "t" "text ${./tree} ${builtins.toFile "u" "v"}"; }; '
-        f"in " + plain("x = j.drvPath;") + ""
+        f"in " + plain("x = j.drvPath;")
     ),
     "drv_path_without_outputs": with_input("x = builtins.unsafeDiscardOutputDependency i.drvPath;"),
     "export_references_graph": with_input('exportReferencesGraph = [ "graph" i "other" i.drvPath ];'),
@@ -163,7 +163,7 @@ INSTANTIATED = {
     "impure_modes": plain('__impure = true; outputHashMode = "flat"; outputHashAlgo = "sha512";'),
     "on_content_addressed": (
         "let i = " + plain('__contentAddressed = true; outputs = [ "out" "lib" ];') + "; "
-        "in " + plain('inherit i; j = i.lib; outputs = [ "out" "dev" ];') + ""
+        "in " + plain('inherit i; j = i.lib; outputs = [ "out" "dev" ];')
     ),
     "on_deferred": (
         "let i = "
@@ -172,24 +172,16 @@ INSTANTIATED = {
         + plain("inherit i;")
         + "; in "
         + plain("k = 1; inherit j;")
-        + ""
     ),
     "content_addressed_on_deferred": (
         "let i = " + plain("__contentAddressed = true;") + "; j = " + plain("inherit i;") + "; "
-        "in " + plain("__contentAddressed = true; inherit j i;") + ""
+        "in " + plain("__contentAddressed = true; inherit j i;")
     ),
-    "on_impure": "let i = "
-    + plain("__impure = true;")
-    + "; in "
-    + plain("__contentAddressed = true; inherit i;")
-    + "",
-    "input_addressed_on_impure": "let i = " + plain("__impure = true;") + "; in " + plain("inherit i;") + "",
-    "fixed_on_content_addressed": (
-        "let i = " + plain("__contentAddressed = true;") + "; in " + plain(FIXED_ON_I) + ""
-    ),
+    "on_impure": "let i = " + plain("__impure = true;") + "; in " + plain("__contentAddressed = true; inherit i;"),
+    "input_addressed_on_impure": "let i = " + plain("__impure = true;") + "; in " + plain("inherit i;"),
+    "fixed_on_content_addressed": ("let i = " + plain("__contentAddressed = true;") + "; in " + plain(FIXED_ON_I)),
     "on_fixed_on_content_addressed": (
-        "let i = " + plain("__contentAddressed = true;") + "; f = " + plain(FIXED_ON_I) + "; "
-        "in " + plain("inherit f;") + ""
+        "let i = " + plain("__contentAddressed = true;") + "; f = " + plain(FIXED_ON_I) + "; in " + plain("inherit f;")
     ),
     "placeholder": plain('x = builtins.placeholder "out"; y = placeholder "dev";'),
     "to_file": plain('x = builtins.toFile "x.txt" "contents";'),
@@ -237,8 +229,7 @@ INSTANTIATED = {
     "fixed_empty_sha512": plain('outputHash = ""; outputHashAlgo = "sha512"; outputHashMode = "recursive";'),
     "fixed_outputs_out": plain(f'outputHash = "{SRI}"; outputs = [ "out" ];'),
     "fixed_multiple_uses": (
-        "let f = " + FIXED + '; in derivation { name = "u"; system = "x"; '
-        "builder = f; args = [ f ]; f = [ f f.out ]; }"
+        "let f = " + FIXED + '; in derivation { name = "u"; system = "x"; builder = f; args = [ f ]; f = [ f f.out ]; }'
     ),
     # Errors.
     "error_no_name": 'derivation { system = "x"; builder = "b"; }',

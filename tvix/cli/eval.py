@@ -58,4 +58,4 @@ def render(evaluator: Evaluator, value: Value, output: str | None, *, strict: bo
         return JsonPrinter(evaluator.strings, copy_paths=False).show(value) + "\n"
     if output == "xml":
         return XmlPrinter(strict=strict, location=location).show(value)
-    return to_nix(value) + "\n"
+    return to_nix(value, computed=strict) + "\n"

@@ -489,6 +489,8 @@ class _Compiler:
             if len(node.path) != 1 or node.default is not None or not isinstance(node.path[0], str):
                 return None
             name, variable = node.path[0], scope.resolve("builtins")
+            if name.startswith("__"):
+                return None
         else:
             return None
         return name if isinstance(variable, Global) and name in self.saturated else None

@@ -47,8 +47,11 @@ class EvalIO(Protocol):
     def add_text(self, name: str, contents: bytes, references: Iterable[str]) -> str:
         """Put a text file into the store; return its path."""
 
-    def add_derivation(self, name: str, derivation: Derivation) -> str:
-        """Put a derivation into the store; return the path of its .drv file."""
+    def add_derivation(self, path: str, derivation: Derivation, contents: bytes) -> None:
+        """Put a derivation into the store, at the path of its .drv file, which has these contents."""
+
+    def references(self, path: str) -> Iterable[str]:
+        """Return the store paths that a store path refers to; itself only if it does."""
 
     def realise(self, paths: Mapping[str, frozenset[str]]) -> None:
         """Have store paths at hand: for a .drv path the named outputs are built, other paths fetched."""
@@ -104,8 +107,11 @@ class FileSystem:
     def add_text(self, name: str, contents: bytes, references: Iterable[str]) -> str:
         raise EvalError(f"cannot write '{name}' to the store: this evaluation has none")
 
-    def add_derivation(self, name: str, derivation: Derivation) -> str:
-        raise EvalError(f"cannot write derivation '{name}' to the store: this evaluation has none")
+    def add_derivation(self, path: str, derivation: Derivation, contents: bytes) -> None:
+        """Drop the derivation: its paths are known all the same."""
+
+    def references(self, path: str) -> Iterable[str]:
+        raise EvalError(f"cannot ask what '{path}' refers to: this evaluation has no store")
 
     def realise(self, paths: Mapping[str, frozenset[str]]) -> None:
         if paths:

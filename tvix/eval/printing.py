@@ -51,15 +51,16 @@ def show_float(value: float) -> str:
     return f"{value:g}"
 
 
-def to_nix(value: Lazy) -> str:
+def to_nix(value: Lazy, *, computed: bool = False) -> str:
     """Return a value in Nix's notation. Computes nothing: what is not computed yet is `<CODE>`; lists and sets
-    met before are `«repeated»`.
+    met before are `«repeated»`. `computed` says that all within was forced before.
     """
-    return _NixPrinter().show(value, outermost=True)
+    return _NixPrinter(computed).show(value, outermost=True)
 
 
 class _NixPrinter:
-    def __init__(self) -> None:
+    def __init__(self, computed: bool) -> None:
+        self.computed = computed
         self.seen: set[int] = set()
 
     def show(self, lazy: Lazy, *, outermost: bool = False, computed: bool = False) -> str:
@@ -71,7 +72,7 @@ class _NixPrinter:
             return quote(lazy)
         kind = lazy.__class__
         if kind is list or kind is Attrs:
-            if not (outermost or computed) and _is_literal(lazy):
+            if not (outermost or computed or self.computed) and _is_literal(lazy):
                 return "<CODE>"
             return self.container(lazy)
         return _show_scalar(lazy)

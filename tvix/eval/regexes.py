@@ -34,8 +34,9 @@ _CLASSES = {
     "d": "0-9",
     "s": " \\t\\n\\r\\f\\v",
 }
+_ESCAPABLE = tuple(".[\\()*+?{|^$")
 _INTERVAL = re.compile(r"\{([0-9]+)(,?)([0-9]*)\}")
-_BRACKET_CLASS = re.compile(r"\[:([a-z]+):\]|\[\.(.)\.\]|\[=(.)=\]", re.DOTALL)
+_BRACKET_CLASS = re.compile(r"\[:([a-zA-Z]+):\]|\[\.(.)\.\]|\[=(.)=\]", re.DOTALL)
 
 Part = str | tuple[str | None, ...]
 
@@ -65,7 +66,7 @@ class _Translator:
 
     def step(self, character: str) -> None:
         if character == "\\":
-            if self.at + 1 >= len(self.pattern):
+            if self.pattern[self.at + 1 : self.at + 2] not in _ESCAPABLE:
                 raise self.fail()
             self.add_atom(re.escape(self.pattern[self.at + 1]), 2)
         elif character == "[":
@@ -136,17 +137,19 @@ class _Translator:
     def bracket_part(self) -> str:
         match = _BRACKET_CLASS.match(self.pattern, self.at)
         if match is not None and match[1] is not None:
-            if match[1] not in _CLASSES:
+            found = _CLASSES.get(match[1].lower())
+            if found is None:
                 raise self.fail()
             self.at = match.end()
-            return _CLASSES[match[1]]
+            return found
         low = self.bracket_character()
         following = self.pattern[self.at : self.at + 2]
         if not following.startswith("-") or following in ("-", "-]"):
             return re.escape(low)
         self.at += 1
         high = self.bracket_character()
-        if high < low:
+        following = self.pattern[self.at : self.at + 2]
+        if high < low or (following.startswith("-") and following != "-]"):
             raise self.fail()
         return f"{re.escape(low)}-{re.escape(high)}"
 

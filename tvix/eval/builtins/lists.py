@@ -8,7 +8,7 @@ from tvix.eval.builtins.expect import expect_bool, expect_function, expect_int, 
 from tvix.eval.builtins.registry import Registry, Table
 from tvix.eval.errors import EvalError, NixTypeError
 from tvix.eval.operators import equal, equal_within
-from tvix.eval.values import MISSING, Attrs, Lazy, Path, Thunk, Value, force
+from tvix.eval.values import MISSING, Attrs, Lazy, Path, Thunk, Value, force, show_type
 
 TABLE = Table()
 
@@ -216,12 +216,11 @@ def generic_closure(argument: Value) -> Value:
             raise EvalError(f"attribute '{name}' required, in builtins.genericClosure")
     work = list(expect_list(force(argument["startSet"]), "startSet of builtins.genericClosure"))
     operator = expect_function(force(argument["operator"]), "operator of builtins.genericClosure") if work else None
-    seen: set[object] = set()
-    others: list[Value] = []
+    keys = _Keys()
     found: list[Lazy] = []
     for lazy in work:  # grows while we go
         item = force(lazy)
-        if _is_new(_key_of(item), seen, others):
+        if keys.add(_key_of(item)):
             found.append(item)
             assert operator is not None
             work.extend(expect_list(operator(item), "the result of operator of builtins.genericClosure"))
@@ -235,27 +234,30 @@ def _key_of(item: Value) -> Value:
     return force(key)
 
 
-def _is_new(key: Value, seen: set[object], others: list[Value]) -> bool:
-    """Strings, numbers and paths are looked up by hash; lists are compared one by one."""
-    kind = key.__class__
-    if isinstance(key, str | int | float) and kind is not bool:
-        hashable: object = key
-    elif kind is Path:
-        hashable = key
-    elif kind is list:
-        for other in others:
+class _Keys:
+    """Keys seen before: strings, numbers and paths by hash, lists one by one. All keys must be comparable."""
+
+    def __init__(self) -> None:
+        self._kind: object = None
+        self._first: Value = None
+        self._hashed: set[object] = set()
+        self._lists: list[Value] = []
+
+    def add(self, key: Value) -> bool:
+        """Return whether a key is new, and remember it."""
+        kind = str if isinstance(key, str) else float if key.__class__ is int else key.__class__
+        if self._kind is None:
+            self._kind, self._first = kind, key
+        elif kind is not self._kind or kind not in (str, float, list, Path):
+            raise NixTypeError(f"cannot compare {show_type(self._first)} with {show_type(key)}")
+        if kind is not list:
+            hashable = key if kind in (str, float, Path) else id(key)
+            if hashable in self._hashed:
+                return False
+            self._hashed.add(hashable)
+            return True
+        for other in self._lists:
             if equal_within(key, other):
                 return False
-        others.append(key)
+        self._lists.append(key)
         return True
-    else:
-        raise NixTypeError(f"a key of builtins.genericClosure cannot be compared: it is {wrong_key(key)}")
-    if hashable in seen:
-        return False
-    seen.add(hashable)
-    return True
-
-
-def wrong_key(key: Value) -> str:
-    """Return what a key is that has no order."""
-    return "null" if key is None else "a Boolean, set or function"

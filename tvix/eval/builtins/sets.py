@@ -61,7 +61,24 @@ def list_to_attrs(items: Value) -> Value:
             if value is MISSING:
                 raise EvalError("attribute 'value' missing in an element for builtins.listToAttrs")
             made[name] = value
+    made.positions = _ValuePositions(items)
     return made
+
+
+class _ValuePositions:
+    """Attributes that listToAttrs made were written where their `value`s were."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: list[Lazy]) -> None:
+        self.items = items
+
+    def get(self, name: str) -> Position | None:
+        for lazy in self.items:
+            item = force(lazy)
+            if force(item["name"]) == name:
+                return find_position(positions_of(item), "value")
+        return None
 
 
 @TABLE.primop("intersectAttrs", "ss")
@@ -100,14 +117,13 @@ def _applied(function: Lazy, name: str, value: Lazy) -> Thunk:
     return Thunk(lambda: function(name)(value))
 
 
-@TABLE.primop("zipAttrsWith", "ls")
+@TABLE.primop("zipAttrsWith", "ss")
 def zip_attrs_with(function: Lazy, sets: Value) -> Value:
+    expect_function(function, "builtins.zipAttrsWith")
     collected: dict[str, list[Lazy]] = {}
     for lazy in expect_list(sets, "builtins.zipAttrsWith"):
         for name, value in expect_set(force(lazy), "an element for builtins.zipAttrsWith").items():
             collected.setdefault(name, []).append(value)
-    if collected:
-        expect_function(force(function), "builtins.zipAttrsWith")
     return Attrs([(name, _applied(function, name, values)) for name, values in collected.items()])
 
 
