@@ -60,6 +60,7 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(server: RunningSe
 
 
 def test_execute_waits_for_a_scheduler_that_is_being_started_again(server: RunningServer) -> None:
+    wait_until(lambda: len(server.children("scheduler")) == 1, "a scheduler")
     (scheduler,) = server.children("scheduler")
     os.kill(scheduler, signal.SIGKILL)
     with server.channel() as channel, pytest.raises(grpc.RpcError) as raised:

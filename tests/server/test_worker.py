@@ -11,8 +11,9 @@ import pytest
 from remote_apis import remote_execution_pb2 as re_pb2
 from remote_apis import remote_execution_pb2_grpc as re_grpc
 from tests.server.running import RunningServer, alive, children_of, running_server, wait_until
+from tvix.executor.interfaces import Profile
 from tvix.server.config import WorkerSection
-from tvix.server.worker import offered_properties
+from tvix.server.worker import local_config, make_cgroups, offered_properties
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -20,6 +21,15 @@ pytestmark = pytest.mark.timeout(240)
 def test_configured_properties_are_offered_beside_the_machines_own() -> None:
     offered = offered_properties(WorkerSection(platform={"pool": ["a", "b"], "disk": "fast"}), "bubblewrap")
     assert {("pool", "a"), ("pool", "b"), ("disk", "fast"), ("OSFamily", "linux")} <= set(offered)
+
+
+def test_limits_come_from_the_configuration(tmp_path: Path) -> None:
+    options = WorkerSection(max_memory=1000, max_processes=10, profile="input-root", network=True)
+    config = local_config("w", tmp_path, options)
+    assert (config.limits.memory_bytes, config.limits.processes, config.limits.cpu_millis) == (1000, 10, None)
+    assert config.profile is Profile.INPUT_ROOT
+    assert config.network
+    assert make_cgroups(WorkerSection(cgroup_parent="")) is None
 
 
 def test_an_action_runs_and_its_outputs_can_be_read(server: RunningServer) -> None:

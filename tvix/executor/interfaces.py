@@ -118,6 +118,11 @@ class Limits:
     cpu_millis: int | None = None
     """CPU share in thousandths of a core."""
 
+    @property
+    def need_group(self) -> bool:
+        """Whether there is a limit that only a control group enforces."""
+        return not (self.memory_bytes is None and self.processes is None and self.cpu_millis is None)
+
 
 @dataclass(frozen=True, slots=True)
 class Process:

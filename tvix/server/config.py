@@ -169,6 +169,25 @@ class WorkerSection(Section):
         description="How input trees appear: fuse (files are fetched when they are first read), copy (all are fetched "
         "before the start); auto takes fuse where it works.",
     )
+    profile: Literal["auto", "host-tools", "input-root"] = Field(
+        default="auto",
+        description="What actions that do not say see as their file system: host-tools (the host's system folders, "
+        "read-only, and their inputs), input-root (their inputs as /), or auto: input-root for input trees that hold a "
+        "root file system.",
+    )
+    network: bool = Field(default=False, description="Whether actions that do not say may use the network.")
+    max_memory: Size = Field(default=0, ge=0, description="The most memory that one action may use; 0 for no limit.")
+    max_processes: int = Field(default=0, ge=0, description="The most processes of one action; 0 for no limit.")
+    max_cpu_millis: int = Field(
+        default=0, ge=0, description="The most CPU time of one action, in thousandths of a CPU; 0 for no limit."
+    )
+    cgroup_parent: str = Field(
+        default="auto",
+        description="Where below /sys/fs/cgroup the control groups are made that enforce these limits and those that "
+        "actions ask for. auto: tvix, when the server runs as root, and only for actions that have a limit; a name: "
+        "for every action, so that all peak figures are of the whole process tree; empty: nowhere, and limits other "
+        "than time are not enforced.",
+    )
     platform: Mapping[str, str | list[str]] = Field(
         default_factory=dict,
         description='Platform properties that the worker offers besides OSFamily and ISA, for example pool = "small".',

@@ -61,6 +61,8 @@ class Supervisor:
             "PROMETHEUS_MULTIPROC_DIR": str(self.config.state.metrics),
             # We never fork; gRPC's preparations for it can hang in a process that starts others.
             "GRPC_ENABLE_FORK_SUPPORT": "0",
+            # Large buffers pass from thread to thread; an arena for each of them would keep what others need.
+            "MALLOC_ARENA_MAX": "2",
         }
         return Process(f"tvix.server.{role}", assignment, environment, [http_fd] if http_fd >= 0 else [])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ from tvix.cas.disk.store import DiskBlobStore
 from tvix.cas.interfaces import BlobStore
 from tvix.errors import FailedPrecondition, TvixError
 from tvix.executor.build_roots import make_build_root
-from tvix.executor.interfaces import BuildRoot
+from tvix.executor.cgroups import Cgroups
+from tvix.executor.command import ProfileChoice
+from tvix.executor.interfaces import BuildRoot, Limits, Profile
 from tvix.executor.local import LocalConfig, LocalExecutor
 from tvix.executor.mount_process import FuseConfig
 from tvix.executor.mounts import enter_private_namespace
@@ -28,6 +31,8 @@ from tvix.server.config import WorkerSection
 from tvix.server.stores import disk_config
 
 log = logging.getLogger(__name__)
+
+AUTOMATIC_CGROUP_PARENT = "tvix"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +66,41 @@ def offered_properties(options: WorkerSection, sandbox_name: str) -> tuple[tuple
     return tuple(offered)
 
 
+def make_cgroups(options: WorkerSection) -> Cgroups | None:
+    """Return what enforces limits on actions, None where nothing can. Blocks."""
+    if not options.cgroup_parent:
+        return None
+    if options.cgroup_parent != "auto":
+        return Cgroups(options.cgroup_parent)
+    if os.geteuid() != 0:
+        log.info("limits=time-only why='not root, and worker.cgroup_parent is not set'")
+        return None
+    try:
+        return Cgroups(AUTOMATIC_CGROUP_PARENT, only_limited=True)
+    except FailedPrecondition as error:
+        log.warning("limits=time-only why=%r", str(error))
+        return None
+
+
+def local_config(worker_id: str, output: Path, options: WorkerSection) -> LocalConfig:
+    """Return how actions run, from the configuration."""
+    limits = Limits(
+        memory_bytes=options.max_memory or None,
+        processes=options.max_processes or None,
+        cpu_millis=options.max_cpu_millis or None,
+    )
+    profile: ProfileChoice = "auto" if options.profile == "auto" else Profile(options.profile)
+    return LocalConfig(worker_id, output, profile=profile, network=options.network, limits=limits)
+
+
 async def work(
     setup: WorkerSetup, blobs: BlobStore, draining: asyncio.Event, hurried: asyncio.Event, *, ready: asyncio.Event
 ) -> None:
     """Run actions until `draining`; then finish what runs, or, when `hurried`, give it back. Sets `ready`."""
     setup.scratch.mkdir(parents=True, exist_ok=True)
     try:
-        sandbox = await make_sandbox(setup.options.sandbox, setup.scratch / "sandbox")
+        cgroups = await asyncio.to_thread(make_cgroups, setup.options)
+        sandbox = await make_sandbox(setup.options.sandbox, setup.scratch / "sandbox", cgroups)
     except FailedPrecondition as error:
         raise FailedPrecondition(f"{error} (--sandbox none); or run no worker here (tvix serve --workers 0)") from error
     build_root = await asyncio.to_thread(make_build_root, blobs, setup.scratch, setup.fuse, setup.options.build_root)
@@ -82,7 +115,7 @@ async def work(
         memory_bytes=machine_memory_bytes(),
         drain_seconds=setup.drain_seconds,
     )
-    executor = LocalExecutor(blobs, build_root, sandbox, LocalConfig(config.worker_id, output))
+    executor = LocalExecutor(blobs, build_root, sandbox, local_config(config.worker_id, output, setup.options))
     worker = Worker(config, executor.run)
     log.info("worker=%s slots=%d sandbox=%s roots=%r", config.worker_id, config.slots, sandbox.name, build_root)
     try:
