@@ -28,6 +28,7 @@ NAMESPACE: dict[str, Any] = {
     **{name: getattr(operators, name) for name in dir(operators) if not name.startswith("_")},
     **{name: getattr(values, name) for name in dir(values) if not name.startswith("_")},
     "add": lambda *operands: reduce(operators.add_numbers, operands),
+    "add_one": operators.add_numbers,
     "interpolate": lambda *parts: "".join(parts),
     "attribute_name": lambda value: value,
     "make_formals": operators.Formals,

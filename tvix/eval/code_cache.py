@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import CodeType
 
-FORMAT = 1
+FORMAT = 2
 """Raised with every change of what the compiler emits or the runtime expects."""
 _DIGEST_BYTES = 32
 

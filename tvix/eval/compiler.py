@@ -517,9 +517,8 @@ class _Compiler:
         if builtin is not None:
             return self.global_value(builtin, node.at)
         if node.default is not None:
-            found = self.helper(
-                "select_or_missing", [self.strict(node.subject, scope), *self.path_names(node, scope)], node.at
-            )
+            helper = "get_or_missing" if len(node.path) == 1 else "select_or_missing"
+            found = self.helper(helper, [self.strict(node.subject, scope), *self.path_names(node, scope)], node.at)
             test = self.compare(self.held(found, node.at), ast.IsNot(), self.name("MISSING", node.at), node.at)
             value = self.forced(self.name("_t", node.at), node.at)
             return self.conditional(test, value, self.strict(node.default, scope), node.at)
@@ -537,7 +536,8 @@ class _Compiler:
         ]
 
     def has_attribute(self, node: HasAttr, scope: Scope) -> ast.expr:
-        return self.helper("has_path", [self.strict(node.subject, scope), *self.path_names(node, scope)], node.at)
+        helper = "has_name" if len(node.path) == 1 else "has_path"
+        return self.helper(helper, [self.strict(node.subject, scope), *self.path_names(node, scope)], node.at)
 
     def lambda_(self, node: Lambda, scope: Scope) -> ast.expr:
         if node.formals is not None:
@@ -646,7 +646,10 @@ class _Compiler:
         if operator == "<|":
             return self.function_call(Call(at, node.left, [node.right]), scope)
         helper = {"+": "add", "++": "concatenate", "//": "update"}[operator]
-        return self.helper(helper, [self.strict(operand, scope) for operand in self.chain(node)], at)
+        operands = [self.strict(operand, scope) for operand in self.chain(node)]
+        if len(operands) == 2 and operator != "++":
+            helper += "_one"
+        return self.helper(helper, operands, at)
 
     def chain(self, node: Binary) -> list[Expr]:
         """The operands of a chain of one associative operator, in order: long chains must not nest."""

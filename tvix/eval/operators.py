@@ -44,7 +44,10 @@ def _numbers(operation: str, left: Value, right: Value) -> None:
 def subtract(left: Value, right: Value) -> Value:
     """`left - right`."""
     if left.__class__ is int and right.__class__ is int:
-        return check_int(left - right, f"subtracting {left} - {right}")
+        difference = left - right
+        if MIN_INT <= difference <= MAX_INT:
+            return difference
+        return check_int(difference, f"subtracting {left} - {right}")
     _numbers("subtraction", left, right)
     return float(left) - float(right)
 
@@ -52,13 +55,18 @@ def subtract(left: Value, right: Value) -> Value:
 def multiply(left: Value, right: Value) -> Value:
     """`left * right`."""
     if left.__class__ is int and right.__class__ is int:
-        return check_int(left * right, f"multiplying {left} * {right}")
+        product = left * right
+        if MIN_INT <= product <= MAX_INT:
+            return product
+        return check_int(product, f"multiplying {left} * {right}")
     _numbers("multiplication", left, right)
     return float(left) * float(right)
 
 
 def divide(left: Value, right: Value) -> Value:
     """`left / right`; integers are divided towards zero."""
+    if left.__class__ is int and right.__class__ is int and left >= 0 and right > 0:
+        return left // right
     _numbers("division", left, right)
     if not right:
         raise NixTypeError("division by zero")
@@ -91,6 +99,8 @@ def _text_less(left: str, right: str) -> bool:
 
 def less_than(left: Value, right: Value) -> bool:
     """`left < right`: numbers, strings, paths, and lists of such."""
+    if left.__class__ is int and right.__class__ is int:
+        return left < right
     while True:
         kind = left.__class__
         if (kind is int or kind is float) and _is_number(right):
@@ -216,6 +226,26 @@ def select_or_missing(value: Value, *names: str) -> Lazy:
         if value is MISSING:
             return MISSING
     return value
+
+
+def has_name(value: Value, name: str) -> bool:
+    """`value ? a`."""
+    return value.__class__ is Attrs and name in value
+
+
+def get_or_missing(value: Value, name: str) -> Lazy:
+    """Return `value.a`, MISSING if it is not there or `value` is no set."""
+    return value.get(name, MISSING) if value.__class__ is Attrs else MISSING
+
+
+def update_one(left: Value, right: Value) -> Value:
+    """`a // b`."""
+    if left.__class__ is not Attrs or right.__class__ is not Attrs or not left or not right:
+        return update(left, right)
+    joined = Attrs(left)
+    joined.update(right)
+    joined.positions = (positions_of(left), positions_of(right))
+    return joined
 
 
 def has_path(value: Value, *names: str) -> bool:

@@ -29,6 +29,8 @@ EXPORTED = [
     "concatenate",
     "divide",
     "equal",
+    "get_or_missing",
+    "has_name",
     "has_path",
     "less_than",
     "look_up_with",
@@ -38,6 +40,7 @@ EXPORTED = [
     "select_or_missing",
     "subtract",
     "update",
+    "update_one",
 ]
 """Helpers of tvix.eval.operators."""
 
@@ -102,6 +105,7 @@ def evaluator_namespace(evaluator: Evaluator) -> dict[str, Any]:
         **SHARED,
         **evaluator.registry.namespace,
         "add": strings.add,
+        "add_one": strings.add_one,
         "interpolate": strings.interpolate,
         "interpolate_path": strings.path_from_parts,
     }

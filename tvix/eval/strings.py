@@ -127,6 +127,15 @@ class Strings:
             first = self._add(first, other)
         return first
 
+    def add_one(self, left: Value, right: Value) -> Value:
+        """`left + right`."""
+        kind, other = left.__class__, right.__class__
+        if kind is str and other is str:
+            return left + right
+        if kind is int and other is int:
+            return add_numbers(left, right)
+        return self._add(left, right)
+
     def _add(self, left: Value, right: Value) -> Value:
         kind = left.__class__
         if kind is int or kind is float:

@@ -23,5 +23,7 @@ def function_args(function: Value) -> Value:
     if formals is None:
         return Attrs()
     made = Attrs(formals.defaults)
-    made.positions = PositionTable(function.__globals__["SOURCE"].name, formals.flat_places)
+    source = function.__globals__.get("SOURCE")  # builtins with formals have none
+    if source is not None:
+        made.positions = PositionTable(source.name, formals.flat_places)
     return made

@@ -166,7 +166,10 @@ def sort(comparator: Value, items: Value) -> Value:
         expect_function(comparator, "builtins.sort")
 
     def is_before(left: Lazy, right: Lazy) -> bool:
-        return expect_bool(comparator(left)(right), "the comparator of builtins.sort")
+        before = comparator(left)(right)
+        if before is True or before is False:
+            return before
+        raise wrong_type(before, "a Boolean", "the comparator of builtins.sort")
 
     return merge_sorted(is_before, items)
 
@@ -197,14 +200,21 @@ def _ascending_runs(is_before: Callable[[Lazy, Lazy], bool], items: list[Lazy]) 
 def _merge(is_before: Callable[[Lazy, Lazy], bool], left: list[Lazy], right: list[Lazy]) -> list[Lazy]:
     merged: list[Lazy] = []
     at_left = at_right = 0
-    while at_left < len(left) and at_right < len(right):
-        if is_before(right[at_right], left[at_left]):
-            merged.append(right[at_right])
+    left_end, right_end = len(left), len(right)
+    one, other = left[0], right[0]
+    while True:
+        if is_before(other, one):
+            merged.append(other)
             at_right += 1
+            if at_right == right_end:
+                return merged + left[at_left:]
+            other = right[at_right]
         else:
-            merged.append(left[at_left])
+            merged.append(one)
             at_left += 1
-    return merged + left[at_left:] + right[at_right:]
+            if at_left == left_end:
+                return merged + right[at_right:]
+            one = left[at_left]
 
 
 @TABLE.primop("genericClosure", "s")
