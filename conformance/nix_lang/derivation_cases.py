@@ -65,7 +65,7 @@ INSTANTIATED = {
     "set_with_outPath": plain('v = { outPath = "/x"; };'),
     "set_with_toString": plain('v = { __toString = self: "str-${self.x}"; x = "y"; outPath = "/no"; };'),
     "nested_outPath": plain('v = { outPath = { outPath = "deep"; }; };'),
-    "escapes": plain(r'v = "a\"b\\c\nd\re\tf\${g}"; w = "' '${x}";'),
+    "escapes": plain(r'v = "a\"b\\c\nd\re\tf\${g}"; w = "$${x}";'),
     "unicode": plain('v = "grüße → 🌍"; "ключ" = "значение"; "z\u00e4" = 1; "€" = 2; "~" = 3;'),
     "odd_names": plain('"a b" = 1; "A" = 2; "_" = 3; "a\\"q" = 4; "-" = 5; "1" = 6; "aa" = 7; "a.b" = 8;'),
     "arguments": plain('args = [ "-c" "echo $out" 1 true null ./tree/a.txt ];'),
@@ -202,7 +202,8 @@ INSTANTIATED = {
     "several_at_once": '[ (derivation { name = "1"; system = "x"; builder = "b"; }) '
     '{ q = derivation { name = "2"; system = "x"; builder = "b"; }; recurseForDerivations = true; } ]',
     "derivation_strict_outputs_as_string": (
-        f'{{ type = "derivation"; name = "n"; inherit (derivationStrict {{ {BASE}outputs = "out dev"; }}) drvPath; '
+        f'{{ type = "derivation"; name = "n"; outputName = "out"; '
+        f'inherit (derivationStrict {{ {BASE}outputs = "out dev"; }}) drvPath; '
         'outPath = "x"; }'
     ),
     "nul_free_large": plain('v = builtins.concatStringsSep "" (builtins.genList (n: "line ${toString n}\n") 2000);'),
@@ -303,12 +304,11 @@ EVALUATED = {
     "import_copied_file": '[ (import "${./tree}/default.nix") (import (./tree + "/default.nix")) ]',
     "read_dir_of_copy": 'builtins.readDir "${./tree}"',
     "read_filtered_copy": 'builtins.readDir (builtins.filterSource (p: t: t == "regular") ./tree)',
-    "path_exists_in_copy": 'map builtins.pathExists [ "${./tree}/a.txt" "${./tree}/b" "${./tree}/sub/b.nix" "${./tree}" ]',
+    "path_exists_in_copy": "map builtins.pathExists "
+    '[ "${./tree}/a.txt" "${./tree}/b" "${./tree}/sub/b.nix" "${./tree}" ]',
     "read_link_in_copy": 'builtins.readFile "${./tree}/link"',
-    "import_drv": "let d = import (" + plain('outputs = [ "dev" "out" ];') + ").drvPath; "
-    "in { inherit (d) name outPath drvPath type outputName; names = builtins.attrNames d; "
-    "all = map (o: o.outPath) d.all; context = builtins.getContext d.outPath; }",
-    "store_path": '[ (builtins.storePath (builtins.toFile "x" "y")) (builtins.getContext (builtins.storePath "${./tree}/sub")) ]',
+    "store_path": '[ (builtins.storePath (builtins.toFile "x" "y")) '
+    '(builtins.getContext (builtins.storePath (builtins.toFile "x" "y"))) ]',
     "hash_file_in_copy": 'builtins.hashFile "sha256" "${./tree}/a.txt"',
     "filter_calls": 'builtins.path { path = ./tree; name = "t"; '
     'filter = p: t: if t == "unknown" then throw p else t != "symlink"; }',

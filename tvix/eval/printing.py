@@ -274,7 +274,7 @@ class XmlPrinter:
 
     def _function(self, function: Value) -> None:
         attributes: dict[str, str] = {}
-        if self._location:
+        if self._location and "SOURCE" in function.__globals__:
             code = function.__code__
             _, _, column, _ = next(code.co_positions())
             attributes = {"line": str(code.co_firstlineno), "path": function.__globals__["SOURCE"].name}

@@ -26,6 +26,8 @@ from tvix.nix.store_path import (
 )
 
 DRV_SUFFIX = ".drv"
+IMPURE = "impure"
+"""Stands in place of the hash of an output that is never the same."""
 
 
 class InvalidDerivation(InvalidInput):
@@ -45,7 +47,7 @@ class Output:
     @property
     def is_fixed(self) -> bool:
         """Whether the content's hash is known beforehand."""
-        return bool(self.method_algorithm and self.hash_hex)
+        return bool(self.method_algorithm and self.hash_hex) and self.hash_hex != IMPURE
 
     @property
     def is_recursive(self) -> bool:
