@@ -37,15 +37,6 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 ]
 """For every channel we open."""
 
-SERVER_OPTIONS: list[tuple[str, Any]] = [
-    *CHANNEL_OPTIONS,
-    ("grpc.so_reuseport", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-]
-"""For every server we start: clients may ping every 10 s without a call."""
-
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
 

@@ -14,7 +14,8 @@ from tvix.cas.interfaces import ActionKey
 from tvix.cas.memory import MemoryBlobStore, MemoryRecordStore
 from tvix.cas.services import CasServices, add_cas_services
 from tvix.cas.uploads import Uploads
-from tvix.rpc import CHANNEL_OPTIONS, SERVER_OPTIONS
+from tvix.http2.server import GrpcServer
+from tvix.rpc import CHANNEL_OPTIONS
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Served:
     actions: MemoryRecordStore[ActionKey, Any]
     uploads: Uploads
     channel: aio.Channel
+    address: str
 
     @property
     def cas(self) -> remote_execution_pb2_grpc.ContentAddressableStorageAsyncStub:
@@ -48,13 +50,13 @@ async def serve(**settings: Any) -> AsyncIterator[Served]:
     """Serve until the context ends; `settings` are fields of CasServices."""
     blobs = settings.pop("blobs", None) or MemoryBlobStore()
     actions: MemoryRecordStore[ActionKey, Any] = MemoryRecordStore()
-    server = aio.server(options=SERVER_OPTIONS)
+    server = GrpcServer()
     work = add_cas_services(server, CasServices(blobs=blobs, actions=actions, **settings))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_port("127.0.0.1", 0)
     await server.start()
     try:
         async with aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS) as channel:
-            yield Served(blobs, actions, work.uploads, channel)
+            yield Served(blobs, actions, work.uploads, channel, f"127.0.0.1:{port}")
     finally:
         await server.stop(None)
         await work.close()
