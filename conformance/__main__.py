@@ -14,6 +14,7 @@ from conformance.bgd import suite as bgd_suite
 from conformance.buildstream import suite as buildstream_suite
 from conformance.crash import suite as crash_suite
 from conformance.harness import Server, scratch_folder, tvix
+from conformance.nix_lang import suite as nix_lang_suite
 from conformance.reapi import suite as reapi_suite
 from conformance.results import Report
 
@@ -43,6 +44,7 @@ SUITES: dict[str, Callable[[Report, Callable[[Path], Server], tuple[str, ...]], 
     "bgd": bgd_suite.run,
     "bazel": bazel_suite.run,
     "buildstream": buildstream_suite.run,
+    "nix_lang": nix_lang_suite.run,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -36,7 +37,7 @@ def nix_program() -> str | None:
     return shutil.which("nix-instantiate")
 
 
-def with_nix(expression: str, *, json: bool = False) -> Outcome:
+def with_nix(expression: str, *, as_json: bool = False) -> Outcome:
     """Evaluate deeply with real Nix; relative paths are relative to /."""
     program = nix_program()
     assert program is not None
@@ -46,7 +47,7 @@ def with_nix(expression: str, *, json: bool = False) -> Outcome:
             program,
             "--eval",
             "--strict",
-            *(["--json"] if json else []),
+            *(["--json"] if as_json else []),
             "-E",
             f" {expression}" if expression.startswith("-") else expression,
         ],
@@ -63,16 +64,53 @@ def with_nix(expression: str, *, json: bool = False) -> Outcome:
     return Outcome(message.removeprefix("error:").strip(), failed=True)
 
 
-def with_ours(expression: str, *, json: bool = False) -> Outcome:
+def with_ours(expression: str, *, as_json: bool = False) -> Outcome:
     """Evaluate deeply with ours."""
     evaluator = Evaluator(FileSystem(), Settings(use_nix_path=False, log=lambda text: None))
 
     def run() -> str:
         with evaluator.reporting():
             value = force_deep(evaluator.evaluate_text(expression, "/"))
-            return JsonPrinter(evaluator.strings).show(value) if json else to_nix(value, computed=True)
+            return JsonPrinter(evaluator.strings).show(value) if as_json else to_nix(value, computed=True)
 
     try:
         return Outcome(run_with_large_stack(run), failed=False)
     except EvalError as error:
         return Outcome(error.message, failed=True)
+
+
+def differs(ours: Outcome, nix: Outcome) -> bool:
+    """Whether the outcomes are not the same: messages of errors are our own."""
+    return ours.failed != nix.failed or (not ours.failed and ours.text != nix.text)
+
+
+def with_nix_batch(expressions: list[str], expected_to_fail: list[bool]) -> list[Outcome]:
+    """Evaluate with real Nix, those that should give values in one process.
+
+    When that process fails, the culprit is searched by halving; those expected to fail run one by one.
+    """
+    outcomes: list[Outcome | None] = [None] * len(expressions)
+    good = [index for index, fails in enumerate(expected_to_fail) if not fails]
+    _fill(expressions, good, outcomes)
+    return [outcome or with_nix(expression) for outcome, expression in zip(outcomes, expressions, strict=True)]
+
+
+def _fill(expressions: list[str], indexes: list[int], outcomes: list[Outcome | None]) -> None:
+    if len(indexes) <= 1:
+        return
+    listed = " ".join(f"(builtins.toXML ({expressions[index]}))" for index in indexes)
+    together = with_nix(f"[ {listed} ]", as_json=True)
+    if together.failed:
+        middle = len(indexes) // 2
+        _fill(expressions, indexes[:middle], outcomes)
+        _fill(expressions, indexes[middle:], outcomes)
+        return
+    for index, text in zip(indexes, json.loads(together.text), strict=True):
+        if text == with_ours_xml(expressions[index]):
+            outcomes[index] = with_ours(expressions[index])
+
+
+def with_ours_xml(expression: str) -> str:
+    """Return what builtins.toXML gives for an expression that has a value."""
+    outcome = with_ours(f"builtins.toXML ({expression})", as_json=True)
+    return "" if outcome.failed else str(json.loads(outcome.text))
