@@ -17,6 +17,7 @@ VERBS = {
     "cas": "Look into a server's content-addressed store, and add to it.",
     "action": "Show an action: command, inputs, outputs, logs, timings.",
     "eval": "Evaluate a Nix expression and print its value.",
+    "instantiate": "Put the derivations of a Nix expression into the store.",
     "config": "Check a configuration file, or print an example.",
 }
 """Every verb, with its line in `tvix --help`; the module tvix.cli.<verb> holds the command of that name."""

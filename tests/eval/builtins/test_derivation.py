@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tvix.eval.derivations_found import find_derivations
 from tvix.eval.errors import EvalError
 from tvix.eval.evaluator import Evaluator
 from tvix.eval.printing import JsonPrinter
 from tvix.eval.settings import Settings
 from tvix.eval.stack import run_with_large_stack
-from tvix.eval.values import Attrs, Value, force
+from tvix.eval.values import Value
 from tvix.translate.eval_io import StoreIO
 from tvix.translate.folder_store import FolderStore
 
@@ -42,28 +42,11 @@ def evaluate(evaluator: Evaluator, expression: str) -> Value:
     return run_with_large_stack(work)
 
 
-def derivations_in(value: Value) -> Iterator[Attrs]:
-    """The derivations that nix-instantiate finds: by name, in order, in lists too."""
-    if value.__class__ is list:
-        for item in value:
-            yield from derivations_in(force(item))
-    elif value.__class__ is Attrs:
-        if "type" in value and force(value["type"]) == "derivation":
-            yield value
-            return
-        for name in sorted(value):
-            yield from derivations_in(force(value[name]))
-
-
 def instantiate(evaluator: Evaluator, expression: str) -> list[str]:
     def work() -> list[str]:
-        printed = []
         with evaluator.reporting():
-            for found in derivations_in(evaluator.evaluate_text(expression, str(GOLDEN / "files"))):
-                output = force(found["outputName"])
-                printed.append(str(force(found["drvPath"])) + ("" if output == "out" else f"!{output}"))
-                force(found["outPath"])
-        return printed
+            value = evaluator.evaluate_text(expression, str(GOLDEN / "files"))
+            return [found.instantiate(evaluator) for found in find_derivations(evaluator, value, {})]
 
     return run_with_large_stack(work)
 
