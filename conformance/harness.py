@@ -72,6 +72,17 @@ def adopt_orphans() -> None:
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+@contextmanager
+def leaving_orphans_alone() -> Iterator[None]:
+    """Start a daemon in the body that is not ours to look after: it goes to init, which also buries it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    try:
+        yield
+    finally:
+        adopt_orphans()
+
+
 def children_of(pid: int) -> list[int]:
     """Return the direct children of a process, empty when it is gone."""
     found: list[int] = []

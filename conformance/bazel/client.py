@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conformance.harness import alive, wait_until
+from conformance.harness import leaving_orphans_alone
 from conformance.results import Failed
 
 PACKAGES = ("bazel-bootstrap", "bazel-skylib", "bazel-platforms", "g++", "binutils")
@@ -99,7 +100,7 @@ class Bazel:
 
     def _command(self, verb: str, arguments: Sequence[str]) -> list[str]:
         bazel = shutil.which("bazel") or "bazel"
-        startup = [bazel, "--nohome_rc", f"--output_base={self.output_base}", "--max_idle_secs=120"]
+        startup = [bazel, "--nohome_rc", f"--output_base={self.output_base}", "--max_idle_secs=900"]
         if verb not in ("build", "test", "run"):
             return [*startup, verb, *arguments]
         overrides = [f"--override_repository={name}={path}" for name, path in self._repositories.items()]
@@ -131,19 +132,22 @@ class Bazel:
             raise Failed(f"bazel {verb} exit code {done.exit_code}: {done.errors()}")
         return done
 
+    def open(self) -> None:
+        """Start Bazel's own server, a daemon that lives until `close`."""
+        with leaving_orphans_alone():
+            subprocess.run(
+                self._command("info", ["server_pid"]), cwd=self.workspace, capture_output=True, check=False, timeout=120
+            )
+
     def close(self) -> None:
         """End Bazel's own server; by force when it does not go."""
-        pid_file = self.output_base / "server" / "server.pid.txt"
-        if not pid_file.exists():
-            return
-        pid = int(pid_file.read_text())
-        # Its client waits until the process is gone, and we are the one who has to take its exit status.
-        asking = subprocess.Popen(self._command("shutdown", []), cwd=self.workspace, stderr=subprocess.DEVNULL)
         try:
-            wait_until(lambda: not alive(pid), 30, "end of Bazel's server")
-        except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
-        asking.wait(30)
+            subprocess.run(
+                self._command("shutdown", []), cwd=self.workspace, capture_output=True, check=False, timeout=30
+            )
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(int((self.output_base / "server" / "server.pid.txt").read_text()), signal.SIGKILL)
 
 
 @dataclass(slots=True)

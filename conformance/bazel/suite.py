@@ -305,6 +305,11 @@ class Scenarios:
             ("blobs-unlinked", self.blobs_unlinked),
         ]
 
+    def open(self) -> None:
+        """Start both Bazel servers."""
+        self.project.open()
+        self.small.open()
+
     def close(self) -> None:
         """End both Bazel servers."""
         self.project.close()
@@ -326,6 +331,7 @@ def run(report: Report, make: Callable[[Path], Server] = tvix, only: tuple[str, 
         server = make(folder / "state")
         scenarios = Scenarios(report, server, folder)
         try:
+            scenarios.open()
             if not report.run("bazel/server", lambda: server.start()):
                 return
             for name, scenario in scenarios.all():
