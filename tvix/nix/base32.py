@@ -9,6 +9,7 @@ from __future__ import annotations
 from tvix.errors import InvalidInput
 
 ALPHABET = "0123456789abcdfghijklmnpqrsvwxyz"
+_PAIRS = [high + low for high in ALPHABET for low in ALPHABET]
 _VALUES = {digit: value for value, digit in enumerate(ALPHABET)}
 
 
@@ -20,7 +21,9 @@ def encoded_length(count: int) -> int:
 def encode(data: bytes) -> str:
     """Return the digits of some bytes."""
     number = int.from_bytes(data, "little")
-    return "".join([ALPHABET[number >> shift & 31] for shift in range((encoded_length(len(data)) - 1) * 5, -1, -5)])
+    count = encoded_length(len(data))
+    first = ALPHABET[number >> (count - 1) * 5] if count % 2 else ""
+    return first + "".join([_PAIRS[number >> shift & 1023] for shift in range((count // 2 - 1) * 10, -1, -10)])
 
 
 def decode(text: str) -> bytes:

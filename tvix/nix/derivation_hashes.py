@@ -2,7 +2,7 @@
 
 One pass makes all three texts that are hashed (the masked and the final form over hashed inputs, and the file
 itself): they differ in inputs, outputs and the environment's output variables only, so the rest is written once.
-About 60 µs for a derivation of 60 variables, where calling `to_aterm` three times takes 400 µs.
+About 130 µs for 60 variables, 20 inputs and 3 outputs, most of it hashing and escaping.
 
 Kinds of outputs, told by the fields that the caller fills in (`path` is filled in here):
     Output()                        input-addressed; "deferred" when an input's own paths are not known yet
@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from tvix.errors import InvalidInput
@@ -74,26 +75,38 @@ _IMPURE_MODULO = Modulo(_sha256_hex("impure"), True)
 # Writing.
 
 
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+
+
 def _quoted(text: str) -> str:
-    escaped = (
-        text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
-    )
-    return f'"{escaped}"'
+    return f'"{_escaped(text)}"'
+
+
+def _escaped_each(texts: list[str]) -> list[str]:
+    """Escape many strings at once, as if they were one."""
+    pieces = _escaped("\0".join(texts)).split("\0")
+    return pieces if len(pieces) == len(texts) else [_escaped(text) for text in texts]
 
 
 def _strings(items: Iterable[str]) -> str:
     return ",".join([_quoted(item) for item in items])
 
 
-def _inputs(inputs: Mapping[str, Iterable[str]]) -> str:
-    return ",".join([f'("{key}",[{_strings(sorted(names))}])' for key, names in sorted(inputs.items())])
+@lru_cache(maxsize=4096)
+def _sorted_strings(items: frozenset[str]) -> str:
+    return _strings(sorted(items))
+
+
+def _inputs(inputs: Mapping[str, frozenset[str]]) -> str:
+    return ",".join([f'("{key}",[{_sorted_strings(inputs[key])}])' for key in sorted(inputs)])
 
 
 def _outputs(outputs: Mapping[str, Output], paths: Mapping[str, str]) -> str:
     return ",".join(
         [
-            f'({_quoted(name)},"{paths.get(name, "")}","{output.method_algorithm}","{output.hash_hex}")'
-            for name, output in sorted(outputs.items())
+            f'({_quoted(name)},"{paths.get(name, "")}","{outputs[name].method_algorithm}","{outputs[name].hash_hex}")'
+            for name in sorted(outputs)
         ]
     )
 
@@ -105,10 +118,13 @@ class _Environment:
         names = sorted(environment)
         if not "".join(names).isascii():
             names.sort(key=lambda name: name.encode("utf-8", "surrogateescape"))
-        self._entries = [f"({_quoted(name)},{_quoted(environment[name])})" for name in names]
+        escaped = _escaped_each([*names, *[environment[name] for name in names]]) if names else []
+        count = len(names)
+        self._entries = [f'("{escaped[index]}","{escaped[count + index]}")' for index in range(count)]
         self._places = [(name, names.index(name)) for name in outputs]
 
     def text(self, values: Mapping[str, str]) -> str:
+        """Return it with these values of outputs, which are paths, placeholders or empty."""
         for name, place in self._places:
             self._entries[place] = f'({_quoted(name)},"{values.get(name, "")}")'
         return ",".join(self._entries)

@@ -93,10 +93,10 @@ def split_store_path(text: str, store_dir: str = STORE_DIR) -> tuple[StorePath, 
 
 def compress(digest: bytes, size: int = HASH_BYTES) -> bytes:
     """Fold a digest to `size` bytes by exclusive or."""
-    folded = bytearray(size)
-    for position, byte in enumerate(digest):
-        folded[position % size] ^= byte
-    return bytes(folded)
+    folded = 0
+    for start in range(0, len(digest), size):
+        folded ^= int.from_bytes(digest[start : start + size], "little")
+    return folded.to_bytes(size, "little")
 
 
 def make_path(kind: str, inner: bytes, name: str, store_dir: str = STORE_DIR) -> StorePath:
