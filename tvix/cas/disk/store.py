@@ -30,10 +30,11 @@ from tvix.cas.disk.writing import Writer
 from tvix.cas.interfaces import BlobStore, PinningStore
 from tvix.errors import TvixError
 
-_TICK_SECONDS = 5.0
+_TICK_SECONDS = 0.25
+"""How often an idle process looks at the journal: whoever asks it next would wait for it to catch up, some 3 µs a
+blob, and packs that are gone should be closed."""
 _PIN_FILE_SECONDS = 1.0
 """A pin that lasts longer gets a file, for other processes' evictors and the next start."""
-"""How often an idle process looks at the journal, so that it closes packs that are gone."""
 
 
 @runtime_checkable
