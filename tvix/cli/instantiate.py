@@ -12,6 +12,7 @@ from tvix.cli.eval_options import evaluate_or_explain, evaluation_options, gathe
 
 if TYPE_CHECKING:
     from tvix.translate.eval_io import StoreIO
+    from tvix.translate.fetch import Fetcher
 
 
 @click.command()
@@ -52,15 +53,42 @@ def open_store_io(folder: str | None = None) -> StoreIO:
 
     root = Path(folder) if folder else default_store_folder()
     try:
-        return StoreIO(FolderStore(root.absolute()))
+        return StoreIO(FolderStore(root.absolute()), make_fetcher=make_fetcher)
     except OSError as error:
         raise Unavailable(f"the store's folder {root} cannot be used: {error.strerror}") from error
 
 
+def make_fetcher() -> Fetcher:
+    """Return what fetches into the user's cache folder, by the mirrors of TVIX_MIRRORS."""
+    from tvix.translate.fetch import Cache, Fetcher
+
+    return Fetcher(Cache(default_fetch_cache()), mirrors=parse_mirrors(os.environ.get("TVIX_MIRRORS", "")))
+
+
+def parse_mirrors(text: str) -> list[tuple[str, str]]:
+    """Return pairs of what URLs begin with and what replaces it, from `PREFIX=REPLACEMENT …`."""
+    mirrors: list[tuple[str, str]] = []
+    for word in text.split():
+        prefix, equals, replacement = word.partition("=")
+        if not equals or not prefix:
+            raise click.UsageError(f"TVIX_MIRRORS: {word!r} is not of the form URL-PREFIX=REPLACEMENT")
+        mirrors.append((prefix, replacement))
+    return mirrors
+
+
 def default_store_folder() -> Path:
     """Return where the embedded store is: below TVIX_STATE_DIR, or the user's state folder."""
+    return _folder("XDG_STATE_HOME", ".local/state", "store")
+
+
+def default_fetch_cache() -> Path:
+    """Return where fetched files are kept: below TVIX_STATE_DIR, or the user's cache folder."""
+    return _folder("XDG_CACHE_HOME", ".cache", "fetched")
+
+
+def _folder(variable: str, below_home: str, name: str) -> Path:
     state = os.environ.get("TVIX_STATE_DIR")
     if state:
-        return Path(state) / "store"
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return Path(base) / "tvix" / "store"
+        return Path(state) / name
+    base = os.environ.get(variable) or os.path.join(os.path.expanduser("~"), below_home)
+    return Path(base) / "tvix" / name

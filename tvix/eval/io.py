@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path as OsPath
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -19,6 +20,36 @@ if TYPE_CHECKING:
     from tvix.nix.hashes import Hash
 
 FileType = Literal["regular", "directory", "symlink", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class GitRequest:
+    """A state of a Git repository. Without `ref` and `rev`: HEAD, or the work tree with its changes if the URL
+    names one on this machine.
+    """
+
+    url: str
+    ref: str = ""
+    rev: str = ""
+    submodules: bool = False
+    shallow: bool = False
+    all_refs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedTree:
+    """A tree on this machine, and what is known of where it came from."""
+
+    path: str
+    last_modified: int
+    """Seconds since 1970."""
+    rev: str = ""
+    """Commit, 40 hex digits; empty for a work tree with changes."""
+    rev_count: int | None = None
+    """Commits up to this one; None when the history is not here."""
+    keep: Callable[[str, FileType], bool] | None = None
+    """What of the tree belongs to it; all if None."""
+
 
 Filter = Callable[[str, FileType], bool]
 """Whether to keep a path (absolute) of a type, when a tree is copied to the store."""
@@ -52,6 +83,18 @@ class EvalIO(Protocol):
 
     def references(self, path: str) -> Iterable[str]:
         """Return the store paths that a store path refers to; itself only if it does."""
+
+    def nar_hash(self, path: str) -> Hash:
+        """Return the SHA-256 of a store path's NAR."""
+
+    def fetch_file(self, url: str) -> str:
+        """Return the path on this machine of what is at a URL."""
+
+    def fetch_archive(self, url: str) -> FetchedTree:
+        """Return what the archive (tar, zip) at a URL holds: the contents of its one top folder."""
+
+    def fetch_git(self, request: GitRequest) -> FetchedTree:
+        """Return a tree of a Git repository."""
 
     def realise(self, paths: Mapping[str, frozenset[str]]) -> None:
         """Have store paths at hand: for a .drv path the named outputs are built, other paths fetched."""
@@ -112,6 +155,18 @@ class FileSystem:
 
     def references(self, path: str) -> Iterable[str]:
         raise EvalError(f"cannot ask what '{path}' refers to: this evaluation has no store")
+
+    def nar_hash(self, path: str) -> Hash:
+        raise EvalError(f"cannot hash '{path}': this evaluation has no store")
+
+    def fetch_file(self, url: str) -> str:
+        raise EvalError(f"cannot fetch '{url}': this evaluation has no store")
+
+    def fetch_archive(self, url: str) -> FetchedTree:
+        raise EvalError(f"cannot fetch '{url}': this evaluation has no store")
+
+    def fetch_git(self, request: GitRequest) -> FetchedTree:
+        raise EvalError(f"cannot fetch '{request.url}': this evaluation has no store")
 
     def realise(self, paths: Mapping[str, frozenset[str]]) -> None:
         if paths:

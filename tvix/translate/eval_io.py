@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tvix.errors import InvalidInput
 from tvix.eval.errors import EvalError
-from tvix.eval.io import FileSystem, FileType, Filter
+from tvix.eval.io import FetchedTree, FileSystem, FileType, Filter, GitRequest
 from tvix.nix.derivation import DRV_SUFFIX, Derivation, parse_aterm
 from tvix.nix.hashes import Hash, hash_of
 from tvix.nix.store_path import STORE_DIR, StorePath, fixed_path, parse_store_path, split_store_path, text_path
 from tvix.translate.folder_store import FolderStore
 from tvix.translate.source_tree import copy_tree, hash_file, hash_tree, plan_tree
+
+if TYPE_CHECKING:
+    from tvix.translate.fetch import Fetcher
 
 Build = Callable[[str, frozenset[str]], None]
 """Makes outputs of the derivation at a path appear in the store, or raises EvalError."""
@@ -26,14 +31,25 @@ _MAX_LINKS = 40
 
 
 class StoreIO:
-    """EvalIO over an embedded store. `build` is asked for outputs that are in no store; without it that fails."""
+    """EvalIO over an embedded store. `build` is asked for outputs that are in no store; without it, and without
+    `make_fetcher`, what needs them fails.
+    """
 
-    def __init__(self, store: FolderStore, store_dir: str = STORE_DIR, build: Build | None = None) -> None:
+    def __init__(
+        self,
+        store: FolderStore,
+        store_dir: str = STORE_DIR,
+        *,
+        build: Build | None = None,
+        make_fetcher: Callable[[], Fetcher] | None = None,
+    ) -> None:
         self.store = store
         self._files = FileSystem()
         self._store_dir = store_dir
         self._prefix = f"{store_dir}/"
         self._build = build
+        self._make_fetcher = make_fetcher
+        self._fetcher: Fetcher | None = None
         self._resolved: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -191,6 +207,30 @@ class StoreIO:
     def references(self, path: str) -> frozenset[str]:
         name = path[len(self._prefix) :]
         return self.store.references(name) if self.store.has(name) else frozenset()
+
+    def nar_hash(self, path: str) -> Hash:
+        return hash_tree(plan_tree(self.real_path(path), path, None))
+
+    # Fetching.
+
+    def fetch_file(self, url: str) -> str:
+        return self._fetching(url).file(url)
+
+    def fetch_archive(self, url: str) -> FetchedTree:
+        return self._fetching(url).archive(url)
+
+    def fetch_git(self, request: GitRequest) -> FetchedTree:
+        from tvix.translate.fetch_git import GitFetcher
+
+        fetcher = self._fetching(request.url)
+        return GitFetcher(fetcher.cache).fetch(replace(request, url=fetcher.mirrored(request.url)))
+
+    def _fetching(self, url: str) -> Fetcher:
+        if self._make_fetcher is None:
+            raise EvalError(f"cannot fetch '{url}': this evaluation may not fetch")
+        if self._fetcher is None:
+            self._fetcher = self._make_fetcher()
+        return self._fetcher
 
     # Import from derivation.
 
