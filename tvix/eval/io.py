@@ -96,6 +96,9 @@ class EvalIO(Protocol):
     def fetch_git(self, request: GitRequest) -> FetchedTree:
         """Return a tree of a Git repository."""
 
+    def fetch_path(self, path: str) -> FetchedTree:
+        """Return the tree at a path, which was last modified when the newest thing in it was."""
+
     def realise(self, paths: Mapping[str, frozenset[str]]) -> None:
         """Have store paths at hand: for a .drv path the named outputs are built, other paths fetched."""
 
@@ -167,6 +170,9 @@ class FileSystem:
 
     def fetch_git(self, request: GitRequest) -> FetchedTree:
         raise EvalError(f"cannot fetch '{request.url}': this evaluation has no store")
+
+    def fetch_path(self, path: str) -> FetchedTree:
+        raise EvalError(f"cannot fetch '{path}': this evaluation has no store")
 
     def realise(self, paths: Mapping[str, frozenset[str]]) -> None:
         if paths:

@@ -19,7 +19,7 @@ from tvix.nix.derivation import DRV_SUFFIX, Derivation, parse_aterm
 from tvix.nix.hashes import Hash, hash_of
 from tvix.nix.store_path import STORE_DIR, StorePath, fixed_path, parse_store_path, split_store_path, text_path
 from tvix.translate.folder_store import FolderStore
-from tvix.translate.source_tree import copy_tree, hash_file, hash_tree, plan_tree
+from tvix.translate.source_tree import copy_tree, hash_file, hash_tree, newest, plan_tree
 
 if TYPE_CHECKING:
     from tvix.translate.fetch import Fetcher
@@ -223,7 +223,13 @@ class StoreIO:
         from tvix.translate.fetch_git import GitFetcher
 
         fetcher = self._fetching(request.url)
-        return GitFetcher(fetcher.cache).fetch(replace(request, url=fetcher.mirrored(request.url)))
+        return GitFetcher(fetcher.cache, fetcher.log).fetch(replace(request, url=fetcher.mirrored(request.url)))
+
+    def fetch_path(self, path: str) -> FetchedTree:
+        try:
+            return FetchedTree(path, newest(self.real_path(path)))
+        except OSError as error:
+            raise EvalError(f"getting status of '{path}': {error.strerror}") from error
 
     def _fetching(self, url: str) -> Fetcher:
         if self._make_fetcher is None:

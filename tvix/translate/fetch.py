@@ -88,7 +88,7 @@ class Fetcher:
         self._mirrors = mirrors
         self._ttl_seconds = ttl_seconds
         self._now = now
-        self._log = log
+        self.log = log
 
     def __repr__(self) -> str:
         return f"<Fetcher {self.cache!r}>"
@@ -128,7 +128,7 @@ class Fetcher:
         except (OSError, HTTPException) as error:
             if not os.path.exists(target):
                 raise EvalError(f"unable to fetch '{url}': {_reason(error)}") from error
-            self._log(f"warning: unable to fetch '{url}': {_reason(error)}; using the copy of an earlier time")
+            self.log(f"warning: unable to fetch '{url}': {_reason(error)}; using the copy of an earlier time")
 
     def _download(self, url: str, target: str) -> None:
         request = urllib.request.Request(url, headers={"User-Agent": "tvix"})

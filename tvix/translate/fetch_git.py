@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from urllib.parse import unquote, urlsplit
 
 from tvix.eval.errors import EvalError
@@ -22,8 +23,9 @@ _COMMIT = re.compile("[0-9a-f]{40}").fullmatch
 class GitFetcher:
     """Fetches trees of repositories into a cache."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, log: Callable[[str], None]) -> None:
         self._cache = cache
+        self._log = log
 
     def __repr__(self) -> str:
         return f"<GitFetcher {self._cache!r}>"
@@ -35,6 +37,7 @@ class GitFetcher:
             raise EvalError(f"unable to fetch '{request.url}': there is no folder '{local}'")
         takes_work_tree = not (request.ref or request.rev)
         if local is not None and takes_work_tree and os.path.exists(f"{local}/.git") and not self._is_clean(local):
+            self._log(f"warning: Git tree '{local}' is dirty")
             return self._work_tree(local, request)
         repository, commit = self._commit(request, local)
         return self._checkout(request, repository, commit)

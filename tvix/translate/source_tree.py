@@ -70,6 +70,14 @@ def copy_tree(planned: list[Planned], target: str) -> Hash:
     return _hash(_copying(planned, target))
 
 
+def newest(path: str) -> int:
+    """Return when the newest thing in a file or tree was modified, in seconds since 1970. OSError."""
+    found = os.lstat(path).st_mtime
+    for folder, folders, files in os.walk(path):
+        found = max([found, *[os.lstat(f"{folder}/{name}").st_mtime for name in [*folders, *files]]])
+    return int(found)
+
+
 def hash_file(path: str) -> Hash:
     """Return the SHA-256 of a file. OSError if it cannot be read."""
     with open(path, "rb") as file:

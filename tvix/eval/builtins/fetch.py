@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 from urllib.parse import parse_qsl, unquote
 
@@ -139,9 +139,7 @@ class _Fetchers:
         tree = self.io.fetch_git(request)
         result = self._tree(name, tree, expected, request.url)
         rev = tree.rev or _NO_REV
-        result.update(rev=rev, shortRev=rev[:7], submodules=request.submodules)
-        if not request.shallow:
-            result["revCount"] = tree.rev_count or 0
+        result.update(rev=rev, shortRev=rev[:7], revCount=tree.rev_count or 0, submodules=request.submodules)
         return result
 
     def _git_request(self, given: Mapping[str, Value], what: str) -> GitRequest:
@@ -200,8 +198,8 @@ class _Fetchers:
         result["submodules"] = request.submodules
         if tree.rev:
             result.update(rev=tree.rev, shortRev=tree.rev[:7])
-        if not request.shallow:
-            result["revCount"] = tree.rev_count or 0
+        if tree.rev_count is not None:
+            result["revCount"] = tree.rev_count
         return result
 
     def _path_tree(self, given: Mapping[str, Value], expected: Hash | None) -> Attrs:
@@ -209,8 +207,11 @@ class _Fetchers:
         path = value.text if value.__class__ is Path else _text(value, "'path' of builtins.fetchTree")
         if not path.startswith("/"):
             raise EvalError(f"'path' must be absolute, not '{path}', in builtins.fetchTree")
-        modified = expect_int(given.get("lastModified", 0), "'lastModified' of builtins.fetchTree")
-        result = self._tree("source", FetchedTree(path, modified), expected, path)
+        tree = self.io.fetch_path(path)
+        if "lastModified" in given:
+            seconds = expect_int(given["lastModified"], "'lastModified' of builtins.fetchTree")
+            tree = replace(tree, last_modified=seconds)
+        result = self._tree("source", tree, expected, path)
         if "rev" in given:
             rev = _text(given["rev"], "'rev' of builtins.fetchTree")
             result.update(rev=rev, shortRev=rev[:7])
