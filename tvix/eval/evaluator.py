@@ -15,7 +15,7 @@ from types import CodeType
 from tvix.eval.builtins import make_registry
 from tvix.eval.code_cache import CodeCache
 from tvix.eval.error_report import report, to_eval_error
-from tvix.eval.errors import EvalError, NixTypeError, Position
+from tvix.eval.errors import EvalError, InfiniteRecursion, NixTypeError, Position
 from tvix.eval.io import EvalIO
 from tvix.eval.runtime import ENTRY, evaluator_namespace, file_namespace, formals_of
 from tvix.eval.search_path import SearchPath
@@ -23,6 +23,7 @@ from tvix.eval.settings import Settings
 from tvix.eval.source import Source, decode_source
 from tvix.eval.strings import Strings, canonical_path
 from tvix.eval.values import (
+    MISSING,
     Attrs,
     Built,
     Context,
@@ -81,9 +82,17 @@ class Evaluator:
     def evaluate_file(self, path: str) -> Value:
         """Return the value of a file, or of a directory's default.nix; each file is evaluated once."""
         resolved = self.resolve_file(path)
-        found = self._files.get(resolved, self)
+        found = self._files.get(resolved, MISSING)
         if found is self:
-            found = self._files[resolved] = self._run(self._read(resolved), None)
+            raise InfiniteRecursion(f"infinite recursion encountered: '{resolved}' imports itself")
+        if found is MISSING:
+            self._files[resolved] = self  # stands for "being evaluated"
+            try:
+                found = self._run(self._read(resolved), None)
+            except BaseException:
+                del self._files[resolved]
+                raise
+            self._files[resolved] = found
         return found
 
     def evaluate_file_in_scope(self, path: str, scope: Attrs) -> Value:

@@ -275,11 +275,8 @@ class XmlPrinter:
     def _function(self, function: Value) -> None:
         attributes: dict[str, str] = {}
         if self._location and "SOURCE" in function.__globals__:
-            code = function.__code__
-            _, _, column, _ = next(code.co_positions())
-            attributes = {"line": str(code.co_firstlineno), "path": function.__globals__["SOURCE"].name}
-            if column is not None:
-                attributes["column"] = str(column + 1)
+            line = str(function.__code__.co_firstlineno)
+            attributes = {"line": line, "path": function.__globals__["SOURCE"].name}
         self._open("function", attributes, lambda: self._parameter(function))
 
     def _parameter(self, function: Value) -> None:
