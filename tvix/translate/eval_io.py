@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tvix.errors import InvalidInput
 from tvix.eval.errors import EvalError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Build = Callable[[str, frozenset[str]], None]
 """Makes outputs of the derivation at a path appear in the store, or raises EvalError."""
 
+T = TypeVar("T")
 _MAX_LINKS = 40
 
 
@@ -65,25 +66,26 @@ class StoreIO:
         return f"{self.store.locate(name)}{slash}{rest}" if self.store.has(name) else path
 
     def read_file(self, path: str) -> bytes:
-        real = self.real_path(path)
-        try:
-            return Path(real).read_bytes()
-        except OSError as error:
-            if real != path:
-                return self._files.read_file(self.real_path(self.resolve(path)))
-            raise EvalError(f"opening file '{path}': {error.strerror}") from error
+        return self._reading(path, self._files.read_file)
 
     def file_type(self, path: str) -> FileType | None:
         return self._files.file_type(self._real_parent(path))
 
     def read_dir(self, path: str) -> Mapping[str, FileType]:
+        return self._reading(path, self._files.read_dir)
+
+    def _reading(self, path: str, read: Callable[[str], T]) -> T:
+        """Read at the real path; if that fails, once more with links between store paths followed."""
+        real = self.real_path(path)
         try:
-            return self._files.read_dir(self.real_path(path))
-        except EvalError:
-            resolved = self.resolve(path)
-            if resolved == path:
+            return read(real)
+        except EvalError as error:
+            if real == path:
                 raise
-            return self._files.read_dir(self.real_path(resolved))
+            again = self.real_path(self.resolve(path))
+            if again == real:
+                raise EvalError(error.message.replace(real, path)) from error
+        return read(again)
 
     def _real_parent(self, path: str) -> str:
         """Return the real path, links followed but for the last component."""
