@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from conformance.harness import Server
 from conformance.nix_lang.compare import Outcome, differs, nix_program, with_nix, with_nix_batch, with_ours
 from conformance.nix_lang.programs import programs
 from conformance.results import Failed, Report, Skipped
+from tvix.eval.stack import MAX_FRAMES
 
 EXPRESSIONS = Path(__file__).parent / "expressions.txt"
 DIFFERENT_ON_PURPOSE = {
@@ -61,6 +63,7 @@ def check_table() -> str:
 def check_programs() -> str:
     """Compare generated programs, a batch per process of Nix; what differs is shrunk."""
     _need_nix()
+    sys.setrecursionlimit(MAX_FRAMES)  # what evaluation sets; Hypothesis minds a change while it runs
     counts = {"programs": 0, "errors": 0}
 
     @seed(1)

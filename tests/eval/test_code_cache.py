@@ -19,7 +19,7 @@ def only_file(folder: Path) -> Path:
 
 def test_what_is_put_is_got(tmp_path: Path) -> None:
     cache = CodeCache(tmp_path)
-    key = cache.key("1 + 1", frozenset())
+    key = cache.key("1 + 1", frozenset(), "b")
     assert cache.get(key) is None
     cache.put(key, CODE)
     assert cache.get(key) == CODE
@@ -29,10 +29,10 @@ def test_what_is_put_is_got(tmp_path: Path) -> None:
 def test_keys_tell_texts_scopes_and_formats_apart(tmp_path: Path) -> None:
     cache = CodeCache(tmp_path)
     keys = {
-        cache.key("a", frozenset()),
-        cache.key("b", frozenset()),
-        cache.key("a", frozenset({"x"})),
-        CodeCache(tmp_path, "other builtins").key("a", frozenset()),
+        cache.key("a", frozenset(), "b"),
+        cache.key("b", frozenset(), "b"),
+        cache.key("a", frozenset({"x"}), "b"),
+        cache.key("a", frozenset(), "other"),
     }
     assert len(keys) == 4
 
@@ -42,7 +42,7 @@ def test_keys_tell_texts_scopes_and_formats_apart(tmp_path: Path) -> None:
 )
 def test_spoilt_entries_count_as_absent(tmp_path: Path, spoil: object) -> None:
     cache = CodeCache(tmp_path)
-    key = cache.key("a", frozenset())
+    key = cache.key("a", frozenset(), "b")
     cache.put(key, CODE)
     file = only_file(tmp_path)
     file.write_bytes(spoil(file.read_bytes()))  # type: ignore[operator]
@@ -55,7 +55,7 @@ def test_entries_that_are_no_code_count_as_absent(tmp_path: Path) -> None:
     import hashlib
 
     cache = CodeCache(tmp_path)
-    key = cache.key("a", frozenset())
+    key = cache.key("a", frozenset(), "b")
     cache.put(key, CODE)
     payload = marshal.dumps("text")
     only_file(tmp_path).write_bytes(hashlib.sha256(payload).digest() + payload)
@@ -65,8 +65,8 @@ def test_entries_that_are_no_code_count_as_absent(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = CodeCache(tmp_path / "file")
-    cache.put(cache.key("a", frozenset()), CODE)
-    assert cache.get(cache.key("a", frozenset())) is None
+    cache.put(cache.key("a", frozenset(), "b"), CODE)
+    assert cache.get(cache.key("a", frozenset(), "b")) is None
 
 
 def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Compiled files on disk, shared by processes.
 
-Key: SHA-256 over this module's format, the Python version, the names that scopedImport binds, and the text.
+Key: SHA-256 over this module's format, the Python version, the builtins, the names that
+scopedImport binds, and the text.
 Value: a marshalled code object behind the SHA-256 of its bytes, in `<folder>/<2 hex>/<rest>`. Written to a
 temporary name and renamed, so readers see whole entries; an entry that does not read back is ignored and
 written again. Nothing is ever deleted here; the folder may be, at any time.
@@ -34,17 +35,17 @@ def default_folder() -> Path:
 class CodeCache:
     """A folder of compiled files. Failing to write is no error: the next process compiles again."""
 
-    def __init__(self, folder: Path, fingerprint: str = "") -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._prefix = f"{FORMAT}\0{sys.version}\0{fingerprint}\0".encode()
+        self._prefix = f"{FORMAT}\0{sys.version}\0".encode()
 
     def __repr__(self) -> str:
         return f"<CodeCache {self._folder}>"
 
-    def key(self, text: str, scoped: frozenset[str]) -> str:
-        """Return the key of a source, in hex."""
+    def key(self, text: str, scoped: frozenset[str], builtins: str) -> str:
+        """Return the key of a source, in hex; `builtins` tells which builtins it is compiled for."""
         digest = hashlib.sha256(self._prefix)
-        digest.update("\0".join(sorted(scoped)).encode("utf-8", "surrogateescape"))
+        digest.update("\0".join([builtins, *sorted(scoped)]).encode("utf-8", "surrogateescape"))
         digest.update(b"\0\0")
         digest.update(text.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()

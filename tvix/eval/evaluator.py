@@ -109,7 +109,7 @@ class Evaluator:
         cache = self._code_cache
         if cache is None:
             return self._compiled(source, names)
-        key = cache.key(source.text, names)
+        key = cache.key(source.text, names, self.registry.fingerprint)
         code = cache.get(key)
         if code is None:
             code = self._compiled(source, names)

@@ -54,12 +54,6 @@ def make_registry(evaluator: Evaluator) -> Registry:
     """Return all builtins, for one evaluator."""
     registry = Registry(evaluator)
     for name in MODULES:
-        try:
-            module = import_module(f"tvix.eval.builtins.{name}")
-        except ModuleNotFoundError as error:
-            if not str(error.name).startswith("tvix.eval.builtins."):
-                raise
-            continue
-        module.register(registry)
+        import_module(f"tvix.eval.builtins.{name}").register(registry)
     registry.finish()
     return registry

@@ -94,6 +94,8 @@ class Registry(Table):
         self.namespace: dict[str, Any] = {}
         """`B_<name>` and `D_<name>` for emitted code."""
         self.globals: frozenset[str] = frozenset()
+        self.fingerprint = ""
+        """Tells apart what compile_tree is given: emitted code depends on it."""
 
     def finish(self) -> None:
         """Make the set, the namespace and the names, once everything is registered."""
@@ -110,6 +112,7 @@ class Registry(Table):
             self.builtins[name] = value
             known.add(self._name_everywhere(name, value))
         self.globals = frozenset(known)
+        self.fingerprint = f"{sorted(self.saturated.items())}{sorted(known)}"
 
     def _name_everywhere(self, name: str, value: Lazy) -> str:
         """Name a builtin for emitted code; return what it is called as a global."""
