@@ -9,6 +9,8 @@ from tvix.eval.errors import Thrown
 from tvix.eval.io import EvalIO
 from tvix.eval.settings import Settings
 
+CORE_PACKAGES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "corepkgs")
+"""Where `<nix/…>` is, unless the search path says otherwise."""
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.\-]*://|channel:")
 
 
@@ -53,6 +55,8 @@ class SearchPath:
             candidate = self._candidate(prefix, path, name)
             if candidate is not None:
                 return candidate
+        if name.startswith("nix/"):
+            return f"{CORE_PACKAGES}/{name[4:]}"
         raise Thrown(f"file '{name}' was not found in the Nix search path (add it with -I or $NIX_PATH)")
 
     def _candidate(self, prefix: str, path: str, name: str) -> str | None:
