@@ -52,20 +52,17 @@ def tail(items: Value) -> Value:
 
 @TABLE.primop("map", "ls")
 def map_(function: Lazy, items: Value) -> Value:
-    return [_applied(function, item) for item in expect_list(items, "builtins.map")]
-
-
-def _applied(function: Lazy, argument: Lazy) -> Thunk:
+    expect_list(items, "builtins.map")
     if function.__class__ is Thunk:
-        return Thunk(lambda: force(function)(argument))
-    return Thunk(lambda: function(argument))
+        return [Thunk(lambda item=item: force(function)(item)) for item in items]  # type: ignore[misc]
+    return [Thunk(lambda item=item: function(item)) for item in items]  # type: ignore[misc]
 
 
 @TABLE.primop("genList", "ls")
 def generate_list(function: Lazy, count: Value) -> Value:
     if expect_int(count, "builtins.genList") < 0:
         raise EvalError(f"cannot create a list of {count} elements")
-    return [_applied(function, index) for index in range(count)]
+    return map_(function, list(range(count)))
 
 
 @TABLE.primop("filter", "ss")

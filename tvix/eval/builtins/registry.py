@@ -136,8 +136,20 @@ def _curry_1(function: Callable[..., Value], strictness: str) -> Callable[[Lazy]
 
 def _curry_2(function: Callable[..., Value], strictness: str) -> Callable[[Lazy], Value]:
     first_strict, second_strict = (letter == "s" for letter in strictness)
+    if strictness == "ss":
 
-    def first_of_2(first: Lazy) -> Value:
+        def first_of_2(first: Lazy) -> Value:
+            def second_of_2(second: Lazy) -> Value:
+                return function(
+                    force(first) if first.__class__ is Thunk else first,
+                    force(second) if second.__class__ is Thunk else second,
+                )
+
+            return second_of_2
+
+        return first_of_2
+
+    def first_of_2(first: Lazy) -> Value:  # type: ignore[no-redef]
         def second_of_2(second: Lazy) -> Value:
             return function(force(first) if first_strict else first, force(second) if second_strict else second)
 

@@ -106,15 +106,18 @@ def cat_attrs(name: Value, items: Value) -> Value:
 
 @TABLE.primop("mapAttrs", "ls")
 def map_attrs(function: Lazy, attrs: Value) -> Value:
-    return Attrs(
-        [(name, _applied(function, name, value)) for name, value in expect_set(attrs, "builtins.mapAttrs").items()]
-    )
+    return _applied_to_all(function, expect_set(attrs, "builtins.mapAttrs"))
 
 
-def _applied(function: Lazy, name: str, value: Lazy) -> Thunk:
+def _applied_to_all(function: Lazy, attrs: dict[str, Lazy]) -> Attrs:
+    made = Attrs()
     if function.__class__ is Thunk:
-        return Thunk(lambda: force(function)(name)(value))
-    return Thunk(lambda: function(name)(value))
+        for name, value in attrs.items():
+            made[name] = Thunk(lambda name=name, value=value: force(function)(name)(value))  # type: ignore[misc]
+    else:
+        for name, value in attrs.items():
+            made[name] = Thunk(lambda name=name, value=value: function(name)(value))  # type: ignore[misc]
+    return made
 
 
 @TABLE.primop("zipAttrsWith", "ss")
@@ -123,8 +126,11 @@ def zip_attrs_with(function: Lazy, sets: Value) -> Value:
     collected: dict[str, list[Lazy]] = {}
     for lazy in expect_list(sets, "builtins.zipAttrsWith"):
         for name, value in expect_set(force(lazy), "an element for builtins.zipAttrsWith").items():
-            collected.setdefault(name, []).append(value)
-    return Attrs([(name, _applied(function, name, values)) for name, values in collected.items()])
+            if name in collected:
+                collected[name].append(value)
+            else:
+                collected[name] = [value]
+    return _applied_to_all(function, collected)
 
 
 @TABLE.primop("unsafeGetAttrPos", "ss")
