@@ -219,6 +219,8 @@ INSTANTIATED = {
     "fixed_sri_and_algorithm": plain(f'outputHash = "{SRI}"; outputHashAlgo = "sha256"; outputHashMode = "recursive";'),
     "fixed_sri_null_algorithm": plain(f'outputHash = "{SRI}"; outputHashAlgo = null;'),
     "fixed_sri_unknown_algorithm": plain(f'outputHash = "{SRI}"; outputHashAlgo = "foo";'),
+    "fixed_sri_without_padding": plain(f'outputHash = "{SRI[:-1]}";'),
+    "fixed_sri_with_more_after": plain(f'outputHash = "{SRI}more";'),
     "fixed_prefixed": plain(f'outputHash = "sha256:{EMPTY["sha256"]}";'),
     "fixed_base32": plain(
         'outputHash = "0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73"; outputHashAlgo = "sha256";'
@@ -260,6 +262,8 @@ INSTANTIATED = {
     "error_fixed_no_algorithm": plain(f'outputHash = "{EMPTY["sha256"]}";'),
     "error_fixed_wrong_length": plain('outputHash = "abc"; outputHashAlgo = "sha256";'),
     "error_fixed_wrong_digits": plain(f'outputHash = "{"z" * 64}"; outputHashAlgo = "sha256";'),
+    "error_fixed_sri_too_short": plain(f'outputHash = "{SRI[:-2]}";'),
+    "error_fixed_sri_wrong_digit": plain(f'outputHash = "{SRI[:-3]}*=";'),
     "error_impure_and_content_addressed": plain("__impure = true; __contentAddressed = true;"),
     "error_ignore_nulls_no_boolean": plain("__ignoreNulls = 1;"),
     "error_structured_no_boolean": plain('__structuredAttrs = "1";'),
