@@ -18,6 +18,7 @@ VERBS = {
     "action": "Show an action: command, inputs, outputs, logs, timings.",
     "eval": "Evaluate a Nix expression and print its value.",
     "instantiate": "Put the derivations of a Nix expression into the store.",
+    "compat": "Install programs under the names that scripts use: nix-instantiate.",
     "config": "Check a configuration file, or print an example.",
 }
 """Every verb, with its line in `tvix --help`; the module tvix.cli.<verb> holds the command of that name."""
