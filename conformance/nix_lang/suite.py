@@ -10,6 +10,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from conformance import tools
 from conformance.harness import Server
 from conformance.nix_lang.compare import Outcome, differs, nix_program, with_nix, with_nix_batch, with_ours
 from conformance.nix_lang.programs import programs
@@ -92,6 +93,8 @@ def check_programs() -> str:
 
 
 def _need_nix() -> None:
+    if nix_program() is None:
+        tools.require_packages("nix-bin")
     if nix_program() is None:
         raise Skipped("nix-instantiate is not installed")
 
