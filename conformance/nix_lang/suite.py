@@ -95,6 +95,7 @@ def check_programs() -> str:
 def _need_nix() -> None:
     if nix_program() is None:
         tools.require_packages("nix-bin")
+        nix_program.cache_clear()
     if nix_program() is None:
         raise Skipped("nix-instantiate is not installed")
 
