@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="loads whose name holds this")
     parser.add_argument("--no-comparison", action="store_true", help="only what is measured on ours alone")
     parser.add_argument("--no-execution", action="store_true", help="only the comparison")
+    parser.add_argument("--bazel", action="store_true", help="also build a C++ project (some 3 minutes)")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
     options = parser.parse_args()
     tools.require_packages("nghttp2-client")
@@ -72,6 +73,8 @@ def main() -> int:
         parts.append(compare(options.servers.split(","), options.rounds, options.seconds, options.only))
     if not options.no_execution:
         parts.append(ours.measure_all())
+    if options.bazel:
+        parts.append(ours.cxx_project())
     text = "\n\n".join(parts)
     print(f"\n{text}")
     if options.save:
@@ -82,10 +85,10 @@ def main() -> int:
 HEAD = """\
 # Results
 
-Written by `scripts/bench --save`; run it on your own machine, for absolute figures mean little elsewhere. All servers
-run on that machine in the same minutes, together with the load generator (h2load, 8 connections with 16 streams each;
-4 connections for the large blobs), which takes its share of the cores. Each figure is the median of short runs
-that alternate between the servers. Before each load a real client checks the answer, and the bytes per
+Written by `scripts/bench --bazel --save`; run it on your own machine, for absolute figures mean little elsewhere.
+All servers run on that machine in the same minutes, together with the load generator (h2load, 8 connections with
+16 streams each; 4 connections for the large blobs), which takes its share of the cores. Each figure is the median of
+short runs that alternate between the servers. Before each load a real client checks the answer, and the bytes per
 answer must agree under load. h2load sends one fixed request over and over, which flatters whoever remembers anything
 of a request: ours keeps the last 65,536 digests it has decoded.
 
