@@ -24,17 +24,18 @@ if TYPE_CHECKING:
 def eval(output: str | None, strict: bool, no_location: bool, **given: Any) -> None:
     """Evaluate FILE (default: ./default.nix) and print the value.
 
-    Nothing is built, and nothing written to a store: to do that is `tvix instantiate`.
+    Nothing is built. What the program copies to the store or fetches goes to the embedded store in the state
+    folder; printing .drv paths is `tvix instantiate`'s business.
 
     \b
     tvix eval -E '1 + 1'
     tvix eval ./default.nix -A hello.version --raw
     tvix eval --strict --json -E '{ a = [ 1 2 ]; }'
     """
-    from tvix.eval.io import FileSystem
+    from tvix.cli.instantiate import open_store_io
 
     options = gather(given)
-    evaluator = make_evaluator(options, FileSystem())
+    evaluator = make_evaluator(options, open_store_io())
 
     def work() -> None:
         for value in selected_values(evaluator, options):
