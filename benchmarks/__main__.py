@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import ours, table
 from conformance import tools
-from conformance.harness import Server, running, scratch_folder, tvix
+from conformance.harness import Server, clean_up_when_terminated, running, scratch_folder, tvix
 
 RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
 SERVERS: dict[str, Callable[[Path], Server]] = {
@@ -67,6 +67,7 @@ def main() -> int:
     parser.add_argument("--bazel", action="store_true", help="also build a C++ project (some 3 minutes)")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
     options = parser.parse_args()
+    clean_up_when_terminated()
     tools.require_packages("nghttp2-client")
     parts = [f"Measured on {machine()}."]
     if not options.no_comparison:

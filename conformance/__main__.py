@@ -13,7 +13,7 @@ from conformance.bazel import suite as bazel_suite
 from conformance.bgd import suite as bgd_suite
 from conformance.buildstream import suite as buildstream_suite
 from conformance.crash import suite as crash_suite
-from conformance.harness import Server, scratch_folder, tvix
+from conformance.harness import Server, clean_up_when_terminated, scratch_folder, tvix
 from conformance.nix_lang import suite as nix_lang_suite
 from conformance.reapi import suite as reapi_suite
 from conformance.results import Report
@@ -55,6 +55,7 @@ def main() -> int:
     parser.add_argument("--server", choices=SERVERS, default="tvix", help="whom to test (default: tvix)")
     parser.add_argument("--only", default="", help="comma-separated names of cases")
     options = parser.parse_args()
+    clean_up_when_terminated()
     unknown = set(options.suites) - set(SUITES)
     if unknown:
         parser.error(f"no such suite: {', '.join(sorted(unknown))}")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from conformance import tools
-from conformance.harness import Server, running, tvix
+from conformance.harness import Server, clean_up_when_terminated, running, tvix
 from conformance.reapi import suite
 from conformance.results import Report
 
@@ -57,6 +57,7 @@ def table(columns: dict[str, dict[str, str]]) -> str:
 
 def main() -> int:
     """Run everything and rewrite the table."""
+    clean_up_when_terminated()
     text = table({name: outcomes(make) for name, make in SERVERS.items()})
     before, _, rest = README.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)

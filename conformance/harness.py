@@ -66,6 +66,11 @@ def wait_until(ready: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.05)
 
 
+def clean_up_when_terminated() -> None:
+    """Let SIGTERM unwind like an exit, so that programs are ended and folders removed. For main functions."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def adopt_orphans() -> None:
     """Make this process the parent of whatever its descendants leave behind."""
     libc = ctypes.CDLL(None, use_errno=True)
