@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,19 @@ def test_deprecated_fields_check_the_type(root: Path, fields: dict[str, list[str
     assert collected.mismatches == [message]
     assert not collected.result.output_files
     assert not collected.result.output_directories
+
+
+def test_a_directory_may_stand_for_a_file_where_the_plan_says_so(root: Path) -> None:
+    (root / "folder").mkdir()
+    (root / "file").write_text("x")
+    command = re_pb2.Command(arguments=["true"], output_files=["folder"])
+    plan = replace(plan_command(re_pb2.Action(), command), directories_for_files=True)
+    collected = scan_outputs(root, plan, "sha256")
+    assert not collected.mismatches
+    assert [output.path for output in collected.result.output_directories] == ["folder"]
+    command = re_pb2.Command(arguments=["true"], output_directories=["file"])
+    plan = replace(plan_command(re_pb2.Action(), command), directories_for_files=True)
+    assert scan_outputs(root, plan, "sha256").mismatches
 
 
 def test_symlinks_are_told_in_new_and_legacy_lists(root: Path) -> None:

@@ -225,6 +225,17 @@ async def test_malformed_assign_is_answered(stage: Stage) -> None:
     assert (await connection.finished()).response.status.code == 3
 
 
+@pytest.mark.parametrize(("tool", "tolerant"), [("bazel", True), ("buck2", False)])
+async def test_bazel_may_get_directories_for_files(stage: Stage, tool: str, tolerant: bool) -> None:
+    connection = await stage.scheduler.connection()
+    await connection.welcome()
+    details = re_pb2.ToolDetails(tool_name=tool)
+    await connection.assign("l1", request_metadata=re_pb2.RequestMetadata(tool_details=details))
+    assert (await stage.actions.runs.get()).directories_for_files is tolerant
+    stage.actions.ends.put_nowait(DONE)
+    await connection.finished()
+
+
 async def test_cancel_stops_and_is_answered(stage: Stage) -> None:
     connection = await stage.scheduler.connection()
     await connection.welcome()

@@ -80,6 +80,9 @@ class CommandPlan:
     """Without `wall_seconds`, which the caller decides."""
     uid: int | None
     gid: int | None
+    directories_for_files: bool = False
+    """Whether a directory may stand where `output_files` asks for a file, against the letter of the API: Bazel
+    before 5 names there what a genrule makes, and takes a directory."""
 
 
 def plan_command(action: re_pb2.Action, command: re_pb2.Command) -> CommandPlan:

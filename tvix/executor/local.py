@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -81,6 +81,8 @@ class ActionRun:
     stderr: Output | None = None
     progress: Callable[[re_pb2.ExecutedActionMetadata], None] = lambda metadata: None
     """Called when the command begins to run."""
+    directories_for_files: bool = False
+    """See `CommandPlan.directories_for_files`."""
 
 
 class LocalExecutor(Executor):
@@ -124,7 +126,8 @@ class LocalExecutor(Executor):
             action.command_digest, _function_value(run.action_digest), field="action.command_digest"
         )
         data = run.command if run.command is not None else await self._fetch(digest)
-        return action, plan_command(action, _parse(re_pb2.Command, data, "command", digest))
+        plan = plan_command(action, _parse(re_pb2.Command, data, "command", digest))
+        return action, replace(plan, directories_for_files=run.directories_for_files)
 
     async def _fetch(self, digest: Digest) -> bytes:
         (data,) = await self._blobs.get_many([digest])

@@ -190,6 +190,7 @@ class _Scan:
         self._root = root
         self._hashed = hashed
         """Digests that are known already, by location."""
+        self._directories_for_files = plan.directories_for_files
         self._properties = plan.node_properties
         self._function = function
         self._with_directories = plan.directory_format != re_pb2.Command.TREE_ONLY
@@ -232,7 +233,7 @@ class _Scan:
             )
 
     def _is_expected(self, spec: OutputSpec, found: Expected, wanted: str, text: str) -> bool:
-        if spec.expected in (Expected.ANY, found):
+        if spec.expected in (Expected.ANY, found) or (self._directories_for_files and found is Expected.DIRECTORY):
             return True
         self.collected.mismatches.append(f"output {spec.path!r} in {spec.expected.value} is {text}, not {wanted}")
         return False

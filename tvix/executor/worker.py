@@ -319,6 +319,7 @@ class Worker:
             stdout=stdout,
             stderr=stderr,
             progress=progress,
+            directories_for_files=assign.request_metadata.tool_details.tool_name == "bazel",
         )
 
     def _finish(self, lease_id: str, lease: _Lease, response: re_pb2.ExecuteResponse, *, retry: bool) -> None:
