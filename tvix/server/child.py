@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -77,6 +78,8 @@ def run_child(main: Callable[[Child], Awaitable[None]], prepare: Callable[[], No
     die_with(assignment.supervisor_pid)
     import uvloop
 
+    tune_collector()
+
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(main, assignment))
@@ -86,6 +89,13 @@ def run_child(main: Callable[[Child], Awaitable[None]], prepare: Callable[[], No
             raise
         print(f"tvix: error: {assignment.name}: {cause}", file=sys.stderr)
         sys.exit(codes_of(cause).exit)
+
+
+def tune_collector() -> None:
+    """Let the cyclic collector leave alone what was imported, and look seldom: messages hold no cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def first_cause(error: BaseException) -> BaseException:
