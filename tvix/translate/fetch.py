@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tarfile
+import sys
 import tempfile
 import time
 import urllib.error
@@ -31,6 +31,11 @@ from urllib.parse import unquote, urlsplit
 from tvix.eval.errors import EvalError
 from tvix.eval.io import FetchedTree
 from tvix.eval.settings import log_to_stderr
+
+if sys.version_info >= (3, 12):
+    import tarfile
+else:  # Debian 12's Python 3.11 has no extraction filters
+    import backports.tarfile as tarfile
 
 DEFAULT_TTL_SECONDS = 3600
 _TIMEOUT_SECONDS = 60
